@@ -1,0 +1,3 @@
+//! keyfence: a Redis protocol-compatible proxy that gives every tenant a private Redis behind one prefix.
+pub mod command;
+pub mod resp;

@@ -1,0 +1,2 @@
+//! The `keyfence` binary.
+fn main() {}

@@ -1,0 +1,3 @@
+//! PARSE: the wire.
+pub mod value;
+pub use value::Value;
