@@ -1,3 +1,4 @@
 //! keyfence: a Redis protocol-compatible proxy that gives every tenant a private Redis behind one prefix.
 pub mod command;
+pub mod config;
 pub mod resp;
