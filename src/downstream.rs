@@ -108,6 +108,8 @@ pub struct Downstream {
     alarm: Arc<Alarm>,
     /// All bytes ever written, for the pace of a slow reader.
     written: Cell<u64>,
+    /// The worker looks after it because its socket was full.
+    watched: Cell<bool>,
 }
 
 impl Downstream {
@@ -126,7 +128,18 @@ impl Downstream {
             spares,
             alarm,
             written: Cell::new(0),
+            watched: Cell::new(false),
         }
+    }
+
+    /// Whether the socket is full and nobody watches for how long yet; from now on somebody does.
+    pub fn watch(&self) -> bool {
+        self.blocked.get() && !self.watched.replace(true)
+    }
+
+    /// Nobody watches any more.
+    pub fn unwatch(&self) {
+        self.watched.set(false);
     }
 
     /// The session's alarm.
