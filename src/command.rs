@@ -43,6 +43,11 @@ impl<'a> Args<'a> {
         &self.buf[start as usize..start as usize + len as usize]
     }
 
+    /// The arguments from number `n` on; empty when there are no more than `n`.
+    pub fn tail(&self, n: usize) -> Self {
+        Self { buf: self.buf, spans: self.spans.get(n..).unwrap_or_default() }
+    }
+
     /// The arguments in order.
     pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         (0..self.len()).map(|i| self.at(i))
@@ -86,6 +91,12 @@ pub struct Row {
     pub class: Class,
     /// Whether this build serves it; see [`Row::served`].
     pub served: bool,
+    /// The documentation group: `string`, `sorted-set`, ...
+    pub group: &'static str,
+    /// The ACL categories.
+    pub categories: Categories,
+    /// One sentence on what it does; empty for commands newer than Redis 7.0.
+    pub summary: &'static str,
     /// A sentence on isolation; `-` for none.
     pub note: &'static str,
 }
@@ -124,21 +135,42 @@ impl Class {
     }
 }
 
-/// A set of the server's command flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flags(u32);
+macro_rules! bitset {
+    ($(#[$meta:meta])* $set:ident: $($(#[$doc:meta])* $name:ident = $bit:literal, $text:literal;)*) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $set(u32);
 
-macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident = $bit:literal, $text:literal;)*) => {
-        impl Flags {
+        impl $set {
             $($(#[$doc])* pub const $name: Self = Self(1 << $bit);)*
-            /// Every flag with its word, as `COMMAND` and the table spell it.
+
+            /// Every member with its word, as `COMMAND` and the table spell it.
             pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$name, $text)),*];
+
+            /// The empty set.
+            pub const NONE: Self = Self(0);
+
+            /// The union of two sets.
+            pub const fn or(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            /// Whether every member of `other` is in this set.
+            pub const fn has(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+
+            /// The words of the members.
+            pub fn words(self) -> impl Iterator<Item = &'static str> {
+                Self::ALL.iter().filter(move |(member, _)| self.has(*member)).map(|(_, word)| *word)
+            }
         }
     };
 }
 
-flags! {
+bitset! {
+    /// A set of the server's command flags.
+    Flags:
     /// May change data.
     WRITE = 0, "write";
     /// Never changes data.
@@ -181,23 +213,75 @@ flags! {
     ASKING = 19, "asking";
 }
 
-impl Flags {
-    /// No flag.
-    pub const NONE: Self = Self(0);
+bitset! {
+    /// A set of ACL categories; the words are without `@`.
+    Categories:
+    /// `@keyspace`.
+    KEYSPACE = 0, "keyspace";
+    /// `@read`.
+    READ = 1, "read";
+    /// `@write`.
+    WRITE = 2, "write";
+    /// `@set`.
+    SET = 3, "set";
+    /// `@sortedset`.
+    SORTEDSET = 4, "sortedset";
+    /// `@list`.
+    LIST = 5, "list";
+    /// `@hash`.
+    HASH = 6, "hash";
+    /// `@string`.
+    STRING = 7, "string";
+    /// `@bitmap`.
+    BITMAP = 8, "bitmap";
+    /// `@hyperloglog`.
+    HYPERLOGLOG = 9, "hyperloglog";
+    /// `@geo`.
+    GEO = 10, "geo";
+    /// `@stream`.
+    STREAM = 11, "stream";
+    /// `@pubsub`.
+    PUBSUB = 12, "pubsub";
+    /// `@admin`.
+    ADMIN = 13, "admin";
+    /// `@fast`.
+    FAST = 14, "fast";
+    /// `@slow`.
+    SLOW = 15, "slow";
+    /// `@blocking`.
+    BLOCKING = 16, "blocking";
+    /// `@dangerous`.
+    DANGEROUS = 17, "dangerous";
+    /// `@connection`.
+    CONNECTION = 18, "connection";
+    /// `@transaction`.
+    TRANSACTION = 19, "transaction";
+    /// `@scripting`.
+    SCRIPTING = 20, "scripting";
+    /// `@json`.
+    JSON = 21, "json";
+    /// `@bloom`.
+    BLOOM = 22, "bloom";
+    /// `@cuckoo`.
+    CUCKOO = 23, "cuckoo";
+    /// `@cms`.
+    CMS = 24, "cms";
+    /// `@topk`.
+    TOPK = 25, "topk";
+    /// `@tdigest`.
+    TDIGEST = 26, "tdigest";
+    /// `@timeseries`.
+    TIMESERIES = 27, "timeseries";
+    /// `@search`.
+    SEARCH = 28, "search";
+    /// `@array`.
+    ARRAY = 29, "array";
+}
 
-    /// The union of two sets.
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether every flag of `other` is in this set.
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The words of the flags in this set.
-    pub fn words(self) -> impl Iterator<Item = &'static str> {
-        Self::ALL.iter().filter(move |(flag, _)| self.has(*flag)).map(|(_, word)| *word)
+impl Categories {
+    /// The category of this name, without `@`, in either case.
+    pub fn named(name: &[u8]) -> Option<Self> {
+        Self::ALL.iter().find(|(_, word)| word.as_bytes().eq_ignore_ascii_case(name)).map(|(category, _)| *category)
     }
 }
 
@@ -323,6 +407,11 @@ impl Row {
         format!("ERR wrong number of arguments for '{}' command", self.lower_name())
     }
 
+    /// Redis's text for a subcommand that this container does not have, without the leading `-`.
+    pub fn unknown_subcommand_error(&self, word: &[u8]) -> String {
+        format!("ERR unknown subcommand '{}'. Try {} HELP.", quotable(word, 128), self.name)
+    }
+
     /// Whether this build serves the command at all. A refused command, one with names that cannot be rewritten yet, and a container
     /// without a served subcommand are not.
     pub const fn served(&self) -> bool {
@@ -379,6 +468,25 @@ pub fn lookup(args: &Args<'_>) -> Lookup {
         return Lookup::Found(row);
     }
     probe(row.index, args.at(1)).map_or(Lookup::UnknownSubcommand(row), Lookup::Found)
+}
+
+/// Redis's text for a command that does not exist, without the leading `-`.
+pub fn unknown_command_error(args: &Args<'_>) -> String {
+    let word = args.iter().next().unwrap_or_default();
+    let mut shown = String::new();
+    for arg in args.tail(1).iter() {
+        let Some(room) = 128usize.checked_sub(shown.len()).filter(|room| *room > 0) else { break };
+        shown.push('\'');
+        shown.push_str(&quotable(arg, room));
+        shown.push_str("' ");
+    }
+    format!("ERR unknown command '{}', with args beginning with: {shown}", quotable(word, 128))
+}
+
+/// As C prints an argument into an error line: cut at a NUL and at `most` bytes, line ends as spaces.
+fn quotable(arg: &[u8], most: usize) -> String {
+    let end = arg.iter().take(most).position(|byte| *byte == 0).unwrap_or(arg.len().min(most));
+    String::from_utf8_lossy(&arg[..end]).replace(['\r', '\n'], " ")
 }
 
 /// The row called `name`, given as `get`, `CLIENT LIST` or `client|list`: for settings and documentation, not for the wire.
@@ -443,17 +551,17 @@ const fn hash(parent: u16, word: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Owns what [`Args`] borrows.
-    pub(super) struct Owned {
+    pub(crate) struct Owned {
         buf: Vec<u8>,
         spans: Vec<Span>,
     }
 
     impl Owned {
-        pub(super) fn new<T: AsRef<[u8]>>(words: &[T]) -> Self {
+        pub(crate) fn new<T: AsRef<[u8]>>(words: &[T]) -> Self {
             let (mut buf, mut spans) = (Vec::new(), Vec::new());
             for word in words {
                 let word = word.as_ref();
@@ -463,7 +571,7 @@ mod tests {
             Self { buf, spans }
         }
 
-        pub(super) fn args(&self) -> Args<'_> {
+        pub(crate) fn args(&self) -> Args<'_> {
             Args::new(&self.buf, &self.spans)
         }
     }

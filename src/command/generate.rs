@@ -1,4 +1,4 @@
-//! Makes `table.rs` from `commands.tsv`, and keeps it fresh.
+//! Makes `table.rs` from `commands.tsv` and `docs.tsv`, and keeps it fresh.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -113,17 +113,16 @@ fn shape_of_keys(line: &Line<'_>) -> String {
         [(first, last, 1)] if i16::from(first) == last => format!("One({first})"),
         [(first, last, step)] => format!("Range {{ first: {first}, last: {last}, step: {step} }}"),
         _ => {
-            let list: Vec<_> = specs
-                .iter()
-                .map(|(first, last, step)| format!("KeySpec {{ first: {first}, last: {last}, step: {step} }}"))
-                .collect();
+            let list: Vec<_> =
+                specs.iter().map(|(first, last, step)| format!("KeySpec {{ first: {first}, last: {last}, step: {step} }}")).collect();
             format!("Positions(&[{}])", list.join(", "))
         }
     }
 }
 
 fn keys(line: &Line<'_>) -> String {
-    let refused = REFUSED.iter().any(|(name, _)| line.name == *name || line.name.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let refused =
+        REFUSED.iter().any(|(name, _)| line.name == *name || line.name.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
     let forwarded = matches!(line.class, "keyed" | "keyless");
     match line.class {
         // Neither is ever walked.
@@ -138,8 +137,16 @@ fn keys(line: &Line<'_>) -> String {
     if unknown_reply || stateful { "Unsupported".into() } else { shape_of_keys(line) }
 }
 
-pub(super) fn render(text: &str) -> String {
+fn union(set: &str, words: &str) -> String {
+    words.split(',').filter(|word| *word != "-").fold(format!("{set}::NONE"), |union, word| {
+        let member = format!("{set}::{}", word.trim_start_matches('@').to_ascii_uppercase());
+        if union.ends_with("::NONE") { member } else { format!("{union}.or({member})") }
+    })
+}
+
+fn render(text: &str, docs: &str) -> String {
     let lines = parse(text);
+    let docs: HashMap<_, _> = docs.lines().filter_map(|line| line.split_once('\t')).collect();
     let position: HashMap<_, _> = lines.iter().enumerate().map(|(i, line)| (line.name, i)).collect();
     let parent = |line: &Line<'_>| line.name.split_once(' ').map(|(container, _)| position[container]);
     let mut subs = vec![Vec::new(); lines.len()];
@@ -168,7 +175,7 @@ pub(super) fn render(text: &str) -> String {
 
     let mut out = String::from(
         "//! The rows. Generated from commands.tsv; run `KEYFENCE_BLESS=1 cargo test --lib command` to renew.\n\n\
-         use super::{Class, ConnNeed, Flags, KeySpec, Keys, NO_PARENT, ReplyRule, Row, Shape};\n\n\
+         use super::{Categories, Class, ConnNeed, Flags, KeySpec, Keys, NO_PARENT, ReplyRule, Row, Shape};\n\n\
          /// Every command keyfence knows, sorted by name; subcommands follow their container.\n\
          #[rustfmt::skip]\npub static ROWS: &[Row] = &[\n",
     );
@@ -176,10 +183,11 @@ pub(super) fn render(text: &str) -> String {
         let Line { name, since, family, valkey, arity, access, note, .. } = line;
         let parent = parent(line).map_or_else(|| "NO_PARENT".into(), |i| i.to_string());
         let word = name.split_once(' ').map_or(*name, |(_, word)| word);
-        let flags = line.flags.split(',').filter(|flag| *flag != "-").fold("Flags::NONE".to_owned(), |set, flag| {
-            let flag = format!("Flags::{}", flag.trim_start_matches('@').to_ascii_uppercase());
-            if set == "Flags::NONE" { flag } else { format!("{set}.or({flag})") }
-        });
+        let flags = union("Flags", line.flags);
+        let columns: Vec<_> = docs.get(name).unwrap_or_else(|| panic!("{name} is not in docs.tsv")).split('\t').collect();
+        let [group, categories, summary] = columns[..] else { panic!("not four columns in docs.tsv: {name}") };
+        let categories = union("Categories", categories);
+        let summary = if summary == "-" { "" } else { summary.trim() };
         let (shape, nogroup) = shape(line.reply);
         let class = match line.class {
             "keyed" => "Keyed",
@@ -195,7 +203,7 @@ pub(super) fn render(text: &str) -> String {
             "    Row {{ index: {i}, parent: {parent}, subs: {}, name: {name:?}, word: {word:?}, since: {since:?}, family: {family:?}, \
              valkey: {valkey:?}, arity: {arity}, flags: {flags}, keys: Keys::{}, specs: {:?}, access: {access:?}, \
              reply: ReplyRule {{ shape: Shape::{shape}, nogroup: {nogroup} }}, conn: ConnNeed::{}, class: Class::{class}, served: {}, \
-             note: {note:?} }},",
+             group: {group:?}, categories: {categories}, summary: {summary:?}, note: {note:?} }},",
             subs[i].len(),
             shapes[i],
             line.keys,
@@ -229,6 +237,6 @@ pub(super) fn assert_fresh(path: &str, want: &str) {
 
 #[test]
 fn table_is_fresh() {
-    let tsv = std::fs::read_to_string(file("src/command/commands.tsv")).expect("commands.tsv is there");
-    assert_fresh("src/command/table.rs", &render(&tsv));
+    let read = |path| std::fs::read_to_string(file(path)).expect("the table is there");
+    assert_fresh("src/command/table.rs", &render(&read("src/command/commands.tsv"), &read("src/command/docs.tsv")));
 }
