@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod generate;
 pub mod keys;
+pub mod render;
 pub mod table;
 
 pub use keys::{Slot, fixed_slot, is_blocking, numkeys_at, parse_numkeys, refusal, walk};
@@ -485,7 +486,7 @@ pub fn unknown_command_error(args: &Args<'_>) -> String {
 
 /// As C prints an argument into an error line: cut at a NUL and at `most` bytes, line ends as spaces.
 fn quotable(arg: &[u8], most: usize) -> String {
-    let end = arg.iter().take(most).position(|byte| *byte == 0).unwrap_or(arg.len().min(most));
+    let end = arg.iter().take(most).position(|byte| *byte == 0).unwrap_or_else(|| arg.len().min(most));
     String::from_utf8_lossy(&arg[..end]).replace(['\r', '\n'], " ")
 }
 
@@ -622,10 +623,19 @@ pub(crate) mod tests {
         assert_eq!(found(&["MEMORY", "USAGE", "k", "SAMPLES", "0"]), "MEMORY USAGE");
         assert_eq!(found(&["XGROUP"]), "XGROUP");
         assert!(find("XGROUP").is_some_and(|row| !row.arity_ok(1)));
-        for words in [&["config|get"][..], &["config get"], &["CLIENT LIST"], &["CLIENT  LIST"], &["client list", "x"], &["LIST"]] {
+        for words in [
+            &["config|get"][..],
+            &["config get"],
+            &["CLIENT LIST"],
+            &["CLIENT  LIST"],
+            &["client list", "x"],
+            &["LIST"],
+        ] {
             assert_eq!(found(words), "unknown", "{words:?}");
         }
-        for words in [["CLIENT", " LIST"], ["CLIENT", ""], ["CLIENT", "LIST\0"], ["OBJECT", "object"], ["CLIENT", "get"]] {
+        for words in
+            [["CLIENT", " LIST"], ["CLIENT", ""], ["CLIENT", "LIST\0"], ["OBJECT", "object"], ["CLIENT", "get"]]
+        {
             assert_eq!(found(&words), "unknown subcommand", "{words:?}");
         }
         assert_eq!(found(&["GET", "list"]), "GET");

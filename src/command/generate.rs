@@ -26,7 +26,8 @@ fn parse(text: &str) -> Vec<Line<'_>> {
     let mut rows: Vec<_> = lines
         .map(|line| {
             let columns: Vec<_> = line.split('\t').collect();
-            let [name, since, family, valkey, arity, flags, keys, access, reply, conn, class, note] = columns[..] else {
+            let [name, since, family, valkey, arity, flags, keys, access, reply, conn, class, note] = columns[..]
+            else {
                 panic!("not twelve columns: {line}");
             };
             Line { name, since, family, valkey, arity, flags, keys, access, reply, conn, class, note }
@@ -104,32 +105,41 @@ fn shape_of_keys(line: &Line<'_>) -> String {
         let (at, step) = count.split_once('/').unwrap_or((count, "1"));
         return match parts[..] {
             [_] => format!("Numkeys {{ dest: None, at: {at}, step: {step} }}"),
-            [dest, _] if dest.parse::<u8>().is_ok() => format!("Numkeys {{ dest: Some({dest}), at: {at}, step: {step} }}"),
+            [dest, _] if dest.parse::<u8>().is_ok() => {
+                format!("Numkeys {{ dest: Some({dest}), at: {at}, step: {step} }}")
+            }
             _ => "Unsupported".into(),
         };
     }
-    let Some(specs) = parts.iter().map(|part| spec(part)).collect::<Option<Vec<_>>>() else { return "Unsupported".into() };
+    let Some(specs) = parts.iter().map(|part| spec(part)).collect::<Option<Vec<_>>>() else {
+        return "Unsupported".into();
+    };
     match specs[..] {
         [(first, last, 1)] if i16::from(first) == last => format!("One({first})"),
         [(first, last, step)] => format!("Range {{ first: {first}, last: {last}, step: {step} }}"),
         _ => {
-            let list: Vec<_> =
-                specs.iter().map(|(first, last, step)| format!("KeySpec {{ first: {first}, last: {last}, step: {step} }}")).collect();
+            let list: Vec<_> = specs
+                .iter()
+                .map(|(first, last, step)| format!("KeySpec {{ first: {first}, last: {last}, step: {step} }}"))
+                .collect();
             format!("Positions(&[{}])", list.join(", "))
         }
     }
 }
 
 fn keys(line: &Line<'_>) -> String {
-    let refused =
-        REFUSED.iter().any(|(name, _)| line.name == *name || line.name.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let refused = REFUSED
+        .iter()
+        .any(|(name, _)| line.name == *name || line.name.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
     let forwarded = matches!(line.class, "keyed" | "keyless");
     match line.class {
         // Neither is ever walked.
         "denied" | "local" => return "None".into(),
         _ if refused => return "Unsupported".into(),
         // SCAN and KEYS take a pattern, which their emulation finds by itself.
-        "scoped" => return if line.keys.starts_with("pat ") || line.keys == "-" { "None".into() } else { "Unsupported".into() },
+        "scoped" => {
+            return if line.keys.starts_with("pat ") || line.keys == "-" { "None".into() } else { "Unsupported".into() };
+        }
         _ => {}
     }
     let unknown_reply = forwarded && shape(line.reply).0.starts_with("Other");
@@ -156,8 +166,11 @@ fn render(text: &str, docs: &str) -> String {
         }
     }
     let mut shapes: Vec<_> = lines.iter().map(keys).collect();
-    let mut served: Vec<_> =
-        lines.iter().zip(&shapes).map(|(line, keys)| keys != "Unsupported" && !matches!(line.class, "denied" | "script")).collect();
+    let mut served: Vec<_> = lines
+        .iter()
+        .zip(&shapes)
+        .map(|(line, keys)| keys != "Unsupported" && !matches!(line.class, "denied" | "script"))
+        .collect();
     for (container, subs) in subs.iter().enumerate().filter(|(_, subs)| !subs.is_empty()) {
         let help = |i: usize| lines[i].name.ends_with(" HELP");
         served[container] = subs.iter().any(|&i| served[i] && !help(i));
@@ -184,7 +197,8 @@ fn render(text: &str, docs: &str) -> String {
         let parent = parent(line).map_or_else(|| "NO_PARENT".into(), |i| i.to_string());
         let word = name.split_once(' ').map_or(*name, |(_, word)| word);
         let flags = union("Flags", line.flags);
-        let columns: Vec<_> = docs.get(name).unwrap_or_else(|| panic!("{name} is not in docs.tsv")).split('\t').collect();
+        let columns: Vec<_> =
+            docs.get(name).unwrap_or_else(|| panic!("{name} is not in docs.tsv")).split('\t').collect();
         let [group, categories, summary] = columns[..] else { panic!("not four columns in docs.tsv: {name}") };
         let categories = union("Categories", categories);
         let summary = if summary == "-" { "" } else { summary.trim() };
@@ -232,7 +246,10 @@ pub(super) fn assert_fresh(path: &str, want: &str) {
         return;
     }
     let line = have.lines().zip(want.lines()).position(|(have, want)| have != want).unwrap_or(0) + 1;
-    panic!("{} is not what it is generated from (line {line}); run `KEYFENCE_BLESS=1 cargo test --lib command`", path.display());
+    panic!(
+        "{} is not what it is generated from (line {line}); run `KEYFENCE_BLESS=1 cargo test --lib command`",
+        path.display()
+    );
 }
 
 #[test]

@@ -202,12 +202,15 @@ pub fn refusal(row: &Row, args: &Args<'_>) -> Option<String> {
     }
     match row.keys {
         // An incomplete last group would be forwarded with half of its names rewritten.
-        Keys::Range { first, last: -1, step } if step > 1 && !(argc - usize::from(first)).is_multiple_of(step.into()) => {
+        Keys::Range { first, last: -1, step }
+            if step > 1 && !(argc - usize::from(first)).is_multiple_of(step.into()) =>
+        {
             Some(row.arity_error())
         }
-        Keys::JsonDebug if !is(args.at(1), "MEMORY") && !is(args.at(1), "HELP") => {
-            Some(format!("ERR unknown subcommand '{}' - try `JSON.DEBUG HELP`", String::from_utf8_lossy(args.at(1)).escape_default()))
-        }
+        Keys::JsonDebug if !is(args.at(1), "MEMORY") && !is(args.at(1), "HELP") => Some(format!(
+            "ERR unknown subcommand '{}' - try `JSON.DEBUG HELP`",
+            String::from_utf8_lossy(args.at(1)).escape_default()
+        )),
         _ => None,
     }
 }
@@ -257,7 +260,13 @@ pub fn fixed_slot(row: &Row, i: usize, argc: usize, numkeys: Option<u64>) -> Opt
             }
         }
         Keys::JsonDebug => Some(i == 2),
-        Keys::Sort | Keys::SortRo | Keys::Georadius { .. } | Keys::Streams { .. } | Keys::Copy | Keys::Move | Keys::Unsupported => None,
+        Keys::Sort
+        | Keys::SortRo
+        | Keys::Georadius { .. }
+        | Keys::Streams { .. }
+        | Keys::Copy
+        | Keys::Move
+        | Keys::Unsupported => None,
     }
 }
 
@@ -416,9 +425,18 @@ mod tests {
         marks("EVAL s 0 k");
         marks("EVAL s 1 +k v");
         marks("MSETEX 2 +a 1 +b 2 EX 5");
-        for count in
-            ["-1", "+1", "01", "1.0", "", "1x", "4294967297", "18446744073709551615", "18446744073709551616", "9223372036854775807"]
-        {
+        for count in [
+            "-1",
+            "+1",
+            "01",
+            "1.0",
+            "",
+            "1x",
+            "4294967297",
+            "18446744073709551615",
+            "18446744073709551616",
+            "9223372036854775807",
+        ] {
             assert_eq!(shown(&["EVAL", "s", count, "k", "v"]), format!("EVAL s {count} +k +v"));
             assert_eq!(shown(&["ZUNIONSTORE", "d", count, "k", "v"]), format!("ZUNIONSTORE +d {count} +k +v"));
             assert_eq!(shown(&["MSETEX", count, "k", "v"]), format!("MSETEX {count} +k +v"));
@@ -508,10 +526,23 @@ mod tests {
             let owned = Owned::new(&words.split(' ').collect::<Vec<_>>());
             is_blocking(row(&owned.args()), &owned.args())
         };
-        for words in ["BLPOP k 0", "BZMPOP 0 1 k MIN", "XREAD BLOCK 0 STREAMS k $", "WAIT 1 0", "WAITAOF 1 0 0", "TS.READ k 0 block 5 1"] {
+        for words in [
+            "BLPOP k 0",
+            "BZMPOP 0 1 k MIN",
+            "XREAD BLOCK 0 STREAMS k $",
+            "WAIT 1 0",
+            "WAITAOF 1 0 0",
+            "TS.READ k 0 block 5 1",
+        ] {
             assert!(blocks(words), "{words}");
         }
-        for words in ["XREAD COUNT 1 STREAMS BLOCK $", "XREADGROUP GROUP BLOCK 5 STREAMS k >", "GET BLOCK", "TS.READ BLOCK 0", "LPOP k"] {
+        for words in [
+            "XREAD COUNT 1 STREAMS BLOCK $",
+            "XREADGROUP GROUP BLOCK 5 STREAMS k >",
+            "GET BLOCK",
+            "TS.READ BLOCK 0",
+            "LPOP k",
+        ] {
             assert!(!blocks(words), "{words}");
         }
     }
@@ -569,7 +600,9 @@ mod tests {
         for name in ["EVAL", "CONFIG SET", "PUBSUB", "SCRIPT", "FUNCTION", "HIMPORT", "DEBUG"] {
             assert!(find(name).is_some_and(|row| !row.served()), "{name}");
         }
-        for name in ["GET", "CLIENT", "CONFIG GET", "CLUSTER INFO", "LASTSAVE", "SCAN", "OBJECT HELP", "MULTI", "XREADGROUP"] {
+        for name in
+            ["GET", "CLIENT", "CONFIG GET", "CLUSTER INFO", "LASTSAVE", "SCAN", "OBJECT HELP", "MULTI", "XREADGROUP"]
+        {
             assert!(find(name).is_some_and(Row::served), "{name}");
         }
     }
@@ -607,7 +640,8 @@ mod tests {
         let mut i = base;
         while i < words.len() {
             let more = i + 1 < words.len();
-            if ["withdist", "withhash", "withcoord", "any", "asc", "desc"].iter().any(|option| c_is(&words[i], option)) {
+            if ["withdist", "withhash", "withcoord", "any", "asc", "desc"].iter().any(|option| c_is(&words[i], option))
+            {
             } else if c_is(&words[i], "count") && more {
                 i += 1;
             } else if (c_is(&words[i], "store") || c_is(&words[i], "storedist")) && more {
@@ -629,7 +663,7 @@ mod tests {
             if ["block", "count", "claim"].iter().any(|option| c_is(&words[i], option)) && more > 0 {
                 i += 1;
             } else if c_is(&words[i], "streams") && more > 0 {
-                return (more % 2 == 0).then(|| (i + 1..i + 1 + more / 2).collect());
+                return more.is_multiple_of(2).then(|| (i + 1..i + 1 + more / 2).collect());
             } else if c_is(&words[i], "group") && more >= 2 {
                 i += 2;
             } else if !c_is(&words[i], "noack") {
