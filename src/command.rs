@@ -504,10 +504,16 @@ static INDEX: [u16; SLOTS] = build_index(ROWS);
 
 #[inline]
 fn probe(parent: u16, word: &[u8]) -> Option<&'static Row> {
-    let mut slot = hash(parent, word);
+    let ends = ends(word);
+    let mut slot = hash(parent, word.len(), ends);
     loop {
         let row = &ROWS[(INDEX[slot] as usize).checked_sub(1)?];
-        if row.parent == parent && row.word.as_bytes().eq_ignore_ascii_case(word) {
+        let name = row.word.as_bytes();
+        if row.parent == parent
+            && name.len() == word.len()
+            && self::ends(name) == ends
+            && (word.len() <= 16 || name.eq_ignore_ascii_case(word))
+        {
             return Some(row);
         }
         slot = (slot + 1) % SLOTS;
@@ -520,7 +526,8 @@ const fn build_index(rows: &[Row]) -> [u16; SLOTS] {
     let mut i: u16 = 0;
     while (i as usize) < rows.len() {
         let row = &rows[i as usize];
-        let mut slot = hash(row.parent, row.word.as_bytes());
+        let word = row.word.as_bytes();
+        let mut slot = hash(row.parent, word.len(), ends(word));
         while index[slot] != 0 {
             slot = (slot + 1) % SLOTS;
         }
@@ -530,10 +537,9 @@ const fn build_index(rows: &[Row]) -> [u16; SLOTS] {
     index
 }
 
-/// A slot for a word, the same in either case: both ends of the word are enough to spread the names, and what they leave out is compared
-/// anyway.
+/// Both ends of a word in upper case, which for up to 16 bytes is the whole of it: a few instructions instead of a loop over bytes.
 #[inline]
-const fn hash(parent: u16, word: &[u8]) -> usize {
+const fn ends(word: &[u8]) -> (u64, u64) {
     let (a, b) = if let (Some(a), Some(b)) = (word.first_chunk::<8>(), word.last_chunk::<8>()) {
         (u64::from_le_bytes(*a), u64::from_le_bytes(*b))
     } else if let (Some(a), Some(b)) = (word.first_chunk::<4>(), word.last_chunk::<4>()) {
@@ -545,9 +551,26 @@ const fn hash(parent: u16, word: &[u8]) -> usize {
     } else {
         (0, 0)
     };
-    let lower = 0x2020_2020_2020_2020;
-    let mixed = ((a | lower) ^ (b | lower).rotate_left(29) ^ ((parent as u64) << 40) ^ ((word.len() as u64) << 56))
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (upper(a), upper(b))
+}
+
+/// Eight bytes with `a` to `z` in upper case and every other byte as it was.
+#[inline]
+const fn upper(bytes: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * ONES;
+    // The top bit of each sum tells whether that byte, were it ASCII, is at least `a`, or past `z`; no sum carries into its neighbour.
+    let seven = bytes & !HIGH;
+    let from_a = seven + (0x80 - b'a' as u64) * ONES;
+    let past_z = seven + (0x80 - b'z' as u64 - 1) * ONES;
+    let lower = (from_a ^ past_z) & HIGH & !bytes;
+    bytes ^ (lower >> 2)
+}
+
+#[inline]
+const fn hash(parent: u16, len: usize, (a, b): (u64, u64)) -> usize {
+    let mixed =
+        (a ^ b.rotate_left(29) ^ ((parent as u64) << 40) ^ ((len as u64) << 56)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed >> 32) as usize % SLOTS
 }
 
@@ -649,6 +672,17 @@ pub(crate) mod tests {
         let long = "get".repeat(1 << 20);
         assert_eq!(found(&[long.as_str()]), "unknown");
         assert_eq!(found(&[]), "unknown");
+    }
+
+    #[test]
+    fn only_ascii_letters_fold() {
+        for byte in 0..=u8::MAX {
+            let bytes = [byte; 8];
+            assert_eq!(
+                upper(u64::from_le_bytes(bytes)),
+                u64::from_le_bytes(bytes.map(|byte| byte.to_ascii_uppercase()))
+            );
+        }
     }
 
     #[test]

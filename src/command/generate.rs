@@ -138,7 +138,11 @@ fn keys(line: &Line<'_>) -> String {
         _ if refused => return "Unsupported".into(),
         // SCAN and KEYS take a pattern, which their emulation finds by itself.
         "scoped" => {
-            return if line.keys.starts_with("pat ") || line.keys == "-" { "None".into() } else { "Unsupported".into() };
+            return if line.keys.starts_with("pat ") || line.keys == "-" {
+                "None".into()
+            } else {
+                "Unsupported".into()
+            };
         }
         _ => {}
     }
