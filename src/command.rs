@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod generate;
 pub mod keys;
+pub mod render;
 pub mod table;
 
 pub use keys::{Slot, fixed_slot, is_blocking, numkeys_at, parse_numkeys, refusal, walk};
@@ -41,6 +42,11 @@ impl<'a> Args<'a> {
     pub fn at(&self, i: usize) -> &'a [u8] {
         let (start, len) = self.spans[i];
         &self.buf[start as usize..start as usize + len as usize]
+    }
+
+    /// The arguments from number `n` on; empty when there are no more than `n`.
+    pub fn tail(&self, n: usize) -> Self {
+        Self { buf: self.buf, spans: self.spans.get(n..).unwrap_or_default() }
     }
 
     /// The arguments in order.
@@ -86,6 +92,12 @@ pub struct Row {
     pub class: Class,
     /// Whether this build serves it; see [`Row::served`].
     pub served: bool,
+    /// The documentation group: `string`, `sorted-set`, ...
+    pub group: &'static str,
+    /// The ACL categories.
+    pub categories: Categories,
+    /// One sentence on what it does; empty for commands newer than Redis 7.0.
+    pub summary: &'static str,
     /// A sentence on isolation; `-` for none.
     pub note: &'static str,
 }
@@ -124,21 +136,42 @@ impl Class {
     }
 }
 
-/// A set of the server's command flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flags(u32);
+macro_rules! bitset {
+    ($(#[$meta:meta])* $set:ident: $($(#[$doc:meta])* $name:ident = $bit:literal, $text:literal;)*) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $set(u32);
 
-macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident = $bit:literal, $text:literal;)*) => {
-        impl Flags {
+        impl $set {
             $($(#[$doc])* pub const $name: Self = Self(1 << $bit);)*
-            /// Every flag with its word, as `COMMAND` and the table spell it.
+
+            /// Every member with its word, as `COMMAND` and the table spell it.
             pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$name, $text)),*];
+
+            /// The empty set.
+            pub const NONE: Self = Self(0);
+
+            /// The union of two sets.
+            pub const fn or(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            /// Whether every member of `other` is in this set.
+            pub const fn has(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+
+            /// The words of the members.
+            pub fn words(self) -> impl Iterator<Item = &'static str> {
+                Self::ALL.iter().filter(move |(member, _)| self.has(*member)).map(|(_, word)| *word)
+            }
         }
     };
 }
 
-flags! {
+bitset! {
+    /// A set of the server's command flags.
+    Flags:
     /// May change data.
     WRITE = 0, "write";
     /// Never changes data.
@@ -181,23 +214,75 @@ flags! {
     ASKING = 19, "asking";
 }
 
-impl Flags {
-    /// No flag.
-    pub const NONE: Self = Self(0);
+bitset! {
+    /// A set of ACL categories; the words are without `@`.
+    Categories:
+    /// `@keyspace`.
+    KEYSPACE = 0, "keyspace";
+    /// `@read`.
+    READ = 1, "read";
+    /// `@write`.
+    WRITE = 2, "write";
+    /// `@set`.
+    SET = 3, "set";
+    /// `@sortedset`.
+    SORTEDSET = 4, "sortedset";
+    /// `@list`.
+    LIST = 5, "list";
+    /// `@hash`.
+    HASH = 6, "hash";
+    /// `@string`.
+    STRING = 7, "string";
+    /// `@bitmap`.
+    BITMAP = 8, "bitmap";
+    /// `@hyperloglog`.
+    HYPERLOGLOG = 9, "hyperloglog";
+    /// `@geo`.
+    GEO = 10, "geo";
+    /// `@stream`.
+    STREAM = 11, "stream";
+    /// `@pubsub`.
+    PUBSUB = 12, "pubsub";
+    /// `@admin`.
+    ADMIN = 13, "admin";
+    /// `@fast`.
+    FAST = 14, "fast";
+    /// `@slow`.
+    SLOW = 15, "slow";
+    /// `@blocking`.
+    BLOCKING = 16, "blocking";
+    /// `@dangerous`.
+    DANGEROUS = 17, "dangerous";
+    /// `@connection`.
+    CONNECTION = 18, "connection";
+    /// `@transaction`.
+    TRANSACTION = 19, "transaction";
+    /// `@scripting`.
+    SCRIPTING = 20, "scripting";
+    /// `@json`.
+    JSON = 21, "json";
+    /// `@bloom`.
+    BLOOM = 22, "bloom";
+    /// `@cuckoo`.
+    CUCKOO = 23, "cuckoo";
+    /// `@cms`.
+    CMS = 24, "cms";
+    /// `@topk`.
+    TOPK = 25, "topk";
+    /// `@tdigest`.
+    TDIGEST = 26, "tdigest";
+    /// `@timeseries`.
+    TIMESERIES = 27, "timeseries";
+    /// `@search`.
+    SEARCH = 28, "search";
+    /// `@array`.
+    ARRAY = 29, "array";
+}
 
-    /// The union of two sets.
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether every flag of `other` is in this set.
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The words of the flags in this set.
-    pub fn words(self) -> impl Iterator<Item = &'static str> {
-        Self::ALL.iter().filter(move |(flag, _)| self.has(*flag)).map(|(_, word)| *word)
+impl Categories {
+    /// The category of this name, without `@`, in either case.
+    pub fn named(name: &[u8]) -> Option<Self> {
+        Self::ALL.iter().find(|(_, word)| word.as_bytes().eq_ignore_ascii_case(name)).map(|(category, _)| *category)
     }
 }
 
@@ -323,6 +408,11 @@ impl Row {
         format!("ERR wrong number of arguments for '{}' command", self.lower_name())
     }
 
+    /// Redis's text for a subcommand that this container does not have, without the leading `-`.
+    pub fn unknown_subcommand_error(&self, word: &[u8]) -> String {
+        format!("ERR unknown subcommand '{}'. Try {} HELP.", quotable(word, 128), self.name)
+    }
+
     /// Whether this build serves the command at all. A refused command, one with names that cannot be rewritten yet, and a container
     /// without a served subcommand are not.
     pub const fn served(&self) -> bool {
@@ -381,6 +471,25 @@ pub fn lookup(args: &Args<'_>) -> Lookup {
     probe(row.index, args.at(1)).map_or(Lookup::UnknownSubcommand(row), Lookup::Found)
 }
 
+/// Redis's text for a command that does not exist, without the leading `-`.
+pub fn unknown_command_error(args: &Args<'_>) -> String {
+    let word = args.iter().next().unwrap_or_default();
+    let mut shown = String::new();
+    for arg in args.tail(1).iter() {
+        let Some(room) = 128usize.checked_sub(shown.len()).filter(|room| *room > 0) else { break };
+        shown.push('\'');
+        shown.push_str(&quotable(arg, room));
+        shown.push_str("' ");
+    }
+    format!("ERR unknown command '{}', with args beginning with: {shown}", quotable(word, 128))
+}
+
+/// As C prints an argument into an error line: cut at a NUL and at `most` bytes, line ends as spaces.
+fn quotable(arg: &[u8], most: usize) -> String {
+    let end = arg.iter().take(most).position(|byte| *byte == 0).unwrap_or_else(|| arg.len().min(most));
+    String::from_utf8_lossy(&arg[..end]).replace(['\r', '\n'], " ")
+}
+
 /// The row called `name`, given as `get`, `CLIENT LIST` or `client|list`: for settings and documentation, not for the wire.
 pub fn find(name: &str) -> Option<&'static Row> {
     match name.split_once([' ', '|']) {
@@ -395,10 +504,16 @@ static INDEX: [u16; SLOTS] = build_index(ROWS);
 
 #[inline]
 fn probe(parent: u16, word: &[u8]) -> Option<&'static Row> {
-    let mut slot = hash(parent, word);
+    let ends = ends(word);
+    let mut slot = hash(parent, word.len(), ends);
     loop {
         let row = &ROWS[(INDEX[slot] as usize).checked_sub(1)?];
-        if row.parent == parent && row.word.as_bytes().eq_ignore_ascii_case(word) {
+        let name = row.word.as_bytes();
+        if row.parent == parent
+            && name.len() == word.len()
+            && self::ends(name) == ends
+            && (word.len() <= 16 || name.eq_ignore_ascii_case(word))
+        {
             return Some(row);
         }
         slot = (slot + 1) % SLOTS;
@@ -411,7 +526,8 @@ const fn build_index(rows: &[Row]) -> [u16; SLOTS] {
     let mut i: u16 = 0;
     while (i as usize) < rows.len() {
         let row = &rows[i as usize];
-        let mut slot = hash(row.parent, row.word.as_bytes());
+        let word = row.word.as_bytes();
+        let mut slot = hash(row.parent, word.len(), ends(word));
         while index[slot] != 0 {
             slot = (slot + 1) % SLOTS;
         }
@@ -421,10 +537,9 @@ const fn build_index(rows: &[Row]) -> [u16; SLOTS] {
     index
 }
 
-/// A slot for a word, the same in either case: both ends of the word are enough to spread the names, and what they leave out is compared
-/// anyway.
+/// Both ends of a word in upper case, which for up to 16 bytes is the whole of it: a few instructions instead of a loop over bytes.
 #[inline]
-const fn hash(parent: u16, word: &[u8]) -> usize {
+const fn ends(word: &[u8]) -> (u64, u64) {
     let (a, b) = if let (Some(a), Some(b)) = (word.first_chunk::<8>(), word.last_chunk::<8>()) {
         (u64::from_le_bytes(*a), u64::from_le_bytes(*b))
     } else if let (Some(a), Some(b)) = (word.first_chunk::<4>(), word.last_chunk::<4>()) {
@@ -436,24 +551,41 @@ const fn hash(parent: u16, word: &[u8]) -> usize {
     } else {
         (0, 0)
     };
-    let lower = 0x2020_2020_2020_2020;
-    let mixed = ((a | lower) ^ (b | lower).rotate_left(29) ^ ((parent as u64) << 40) ^ ((word.len() as u64) << 56))
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (upper(a), upper(b))
+}
+
+/// Eight bytes with `a` to `z` in upper case and every other byte as it was.
+#[inline]
+const fn upper(bytes: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * ONES;
+    // The top bit of each sum tells whether that byte, were it ASCII, is at least `a`, or past `z`; no sum carries into its neighbour.
+    let seven = bytes & !HIGH;
+    let from_a = seven + (0x80 - b'a' as u64) * ONES;
+    let past_z = seven + (0x80 - b'z' as u64 - 1) * ONES;
+    let lower = (from_a ^ past_z) & HIGH & !bytes;
+    bytes ^ (lower >> 2)
+}
+
+#[inline]
+const fn hash(parent: u16, len: usize, (a, b): (u64, u64)) -> usize {
+    let mixed =
+        (a ^ b.rotate_left(29) ^ ((parent as u64) << 40) ^ ((len as u64) << 56)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed >> 32) as usize % SLOTS
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Owns what [`Args`] borrows.
-    pub(super) struct Owned {
+    pub(crate) struct Owned {
         buf: Vec<u8>,
         spans: Vec<Span>,
     }
 
     impl Owned {
-        pub(super) fn new<T: AsRef<[u8]>>(words: &[T]) -> Self {
+        pub(crate) fn new<T: AsRef<[u8]>>(words: &[T]) -> Self {
             let (mut buf, mut spans) = (Vec::new(), Vec::new());
             for word in words {
                 let word = word.as_ref();
@@ -463,7 +595,7 @@ mod tests {
             Self { buf, spans }
         }
 
-        pub(super) fn args(&self) -> Args<'_> {
+        pub(crate) fn args(&self) -> Args<'_> {
             Args::new(&self.buf, &self.spans)
         }
     }
@@ -514,10 +646,19 @@ mod tests {
         assert_eq!(found(&["MEMORY", "USAGE", "k", "SAMPLES", "0"]), "MEMORY USAGE");
         assert_eq!(found(&["XGROUP"]), "XGROUP");
         assert!(find("XGROUP").is_some_and(|row| !row.arity_ok(1)));
-        for words in [&["config|get"][..], &["config get"], &["CLIENT LIST"], &["CLIENT  LIST"], &["client list", "x"], &["LIST"]] {
+        for words in [
+            &["config|get"][..],
+            &["config get"],
+            &["CLIENT LIST"],
+            &["CLIENT  LIST"],
+            &["client list", "x"],
+            &["LIST"],
+        ] {
             assert_eq!(found(words), "unknown", "{words:?}");
         }
-        for words in [["CLIENT", " LIST"], ["CLIENT", ""], ["CLIENT", "LIST\0"], ["OBJECT", "object"], ["CLIENT", "get"]] {
+        for words in
+            [["CLIENT", " LIST"], ["CLIENT", ""], ["CLIENT", "LIST\0"], ["OBJECT", "object"], ["CLIENT", "get"]]
+        {
             assert_eq!(found(&words), "unknown subcommand", "{words:?}");
         }
         assert_eq!(found(&["GET", "list"]), "GET");
@@ -531,6 +672,17 @@ mod tests {
         let long = "get".repeat(1 << 20);
         assert_eq!(found(&[long.as_str()]), "unknown");
         assert_eq!(found(&[]), "unknown");
+    }
+
+    #[test]
+    fn only_ascii_letters_fold() {
+        for byte in 0..=u8::MAX {
+            let bytes = [byte; 8];
+            assert_eq!(
+                upper(u64::from_le_bytes(bytes)),
+                u64::from_le_bytes(bytes.map(|byte| byte.to_ascii_uppercase()))
+            );
+        }
     }
 
     #[test]

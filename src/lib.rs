@@ -2,4 +2,8 @@
 pub mod cli;
 pub mod command;
 pub mod config;
+/// What keyfence answers itself.
+pub mod local {
+    pub mod command_docs;
+}
 pub mod resp;

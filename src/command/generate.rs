@@ -1,4 +1,4 @@
-//! Makes `table.rs` from `commands.tsv`, and keeps it fresh.
+//! Makes `table.rs` from `commands.tsv` and `docs.tsv`, and keeps it fresh.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -26,7 +26,8 @@ fn parse(text: &str) -> Vec<Line<'_>> {
     let mut rows: Vec<_> = lines
         .map(|line| {
             let columns: Vec<_> = line.split('\t').collect();
-            let [name, since, family, valkey, arity, flags, keys, access, reply, conn, class, note] = columns[..] else {
+            let [name, since, family, valkey, arity, flags, keys, access, reply, conn, class, note] = columns[..]
+            else {
                 panic!("not twelve columns: {line}");
             };
             Line { name, since, family, valkey, arity, flags, keys, access, reply, conn, class, note }
@@ -104,11 +105,15 @@ fn shape_of_keys(line: &Line<'_>) -> String {
         let (at, step) = count.split_once('/').unwrap_or((count, "1"));
         return match parts[..] {
             [_] => format!("Numkeys {{ dest: None, at: {at}, step: {step} }}"),
-            [dest, _] if dest.parse::<u8>().is_ok() => format!("Numkeys {{ dest: Some({dest}), at: {at}, step: {step} }}"),
+            [dest, _] if dest.parse::<u8>().is_ok() => {
+                format!("Numkeys {{ dest: Some({dest}), at: {at}, step: {step} }}")
+            }
             _ => "Unsupported".into(),
         };
     }
-    let Some(specs) = parts.iter().map(|part| spec(part)).collect::<Option<Vec<_>>>() else { return "Unsupported".into() };
+    let Some(specs) = parts.iter().map(|part| spec(part)).collect::<Option<Vec<_>>>() else {
+        return "Unsupported".into();
+    };
     match specs[..] {
         [(first, last, 1)] if i16::from(first) == last => format!("One({first})"),
         [(first, last, step)] => format!("Range {{ first: {first}, last: {last}, step: {step} }}"),
@@ -123,14 +128,22 @@ fn shape_of_keys(line: &Line<'_>) -> String {
 }
 
 fn keys(line: &Line<'_>) -> String {
-    let refused = REFUSED.iter().any(|(name, _)| line.name == *name || line.name.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let refused = REFUSED
+        .iter()
+        .any(|(name, _)| line.name == *name || line.name.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
     let forwarded = matches!(line.class, "keyed" | "keyless");
     match line.class {
         // Neither is ever walked.
         "denied" | "local" => return "None".into(),
         _ if refused => return "Unsupported".into(),
         // SCAN and KEYS take a pattern, which their emulation finds by itself.
-        "scoped" => return if line.keys.starts_with("pat ") || line.keys == "-" { "None".into() } else { "Unsupported".into() },
+        "scoped" => {
+            return if line.keys.starts_with("pat ") || line.keys == "-" {
+                "None".into()
+            } else {
+                "Unsupported".into()
+            };
+        }
         _ => {}
     }
     let unknown_reply = forwarded && shape(line.reply).0.starts_with("Other");
@@ -138,8 +151,16 @@ fn keys(line: &Line<'_>) -> String {
     if unknown_reply || stateful { "Unsupported".into() } else { shape_of_keys(line) }
 }
 
-pub(super) fn render(text: &str) -> String {
+fn union(set: &str, words: &str) -> String {
+    words.split(',').filter(|word| *word != "-").fold(format!("{set}::NONE"), |union, word| {
+        let member = format!("{set}::{}", word.trim_start_matches('@').to_ascii_uppercase());
+        if union.ends_with("::NONE") { member } else { format!("{union}.or({member})") }
+    })
+}
+
+fn render(text: &str, docs: &str) -> String {
     let lines = parse(text);
+    let docs: HashMap<_, _> = docs.lines().filter_map(|line| line.split_once('\t')).collect();
     let position: HashMap<_, _> = lines.iter().enumerate().map(|(i, line)| (line.name, i)).collect();
     let parent = |line: &Line<'_>| line.name.split_once(' ').map(|(container, _)| position[container]);
     let mut subs = vec![Vec::new(); lines.len()];
@@ -149,8 +170,11 @@ pub(super) fn render(text: &str) -> String {
         }
     }
     let mut shapes: Vec<_> = lines.iter().map(keys).collect();
-    let mut served: Vec<_> =
-        lines.iter().zip(&shapes).map(|(line, keys)| keys != "Unsupported" && !matches!(line.class, "denied" | "script")).collect();
+    let mut served: Vec<_> = lines
+        .iter()
+        .zip(&shapes)
+        .map(|(line, keys)| keys != "Unsupported" && !matches!(line.class, "denied" | "script"))
+        .collect();
     for (container, subs) in subs.iter().enumerate().filter(|(_, subs)| !subs.is_empty()) {
         let help = |i: usize| lines[i].name.ends_with(" HELP");
         served[container] = subs.iter().any(|&i| served[i] && !help(i));
@@ -168,7 +192,7 @@ pub(super) fn render(text: &str) -> String {
 
     let mut out = String::from(
         "//! The rows. Generated from commands.tsv; run `KEYFENCE_BLESS=1 cargo test --lib command` to renew.\n\n\
-         use super::{Class, ConnNeed, Flags, KeySpec, Keys, NO_PARENT, ReplyRule, Row, Shape};\n\n\
+         use super::{Categories, Class, ConnNeed, Flags, KeySpec, Keys, NO_PARENT, ReplyRule, Row, Shape};\n\n\
          /// Every command keyfence knows, sorted by name; subcommands follow their container.\n\
          #[rustfmt::skip]\npub static ROWS: &[Row] = &[\n",
     );
@@ -176,10 +200,12 @@ pub(super) fn render(text: &str) -> String {
         let Line { name, since, family, valkey, arity, access, note, .. } = line;
         let parent = parent(line).map_or_else(|| "NO_PARENT".into(), |i| i.to_string());
         let word = name.split_once(' ').map_or(*name, |(_, word)| word);
-        let flags = line.flags.split(',').filter(|flag| *flag != "-").fold("Flags::NONE".to_owned(), |set, flag| {
-            let flag = format!("Flags::{}", flag.trim_start_matches('@').to_ascii_uppercase());
-            if set == "Flags::NONE" { flag } else { format!("{set}.or({flag})") }
-        });
+        let flags = union("Flags", line.flags);
+        let columns: Vec<_> =
+            docs.get(name).unwrap_or_else(|| panic!("{name} is not in docs.tsv")).split('\t').collect();
+        let [group, categories, summary] = columns[..] else { panic!("not four columns in docs.tsv: {name}") };
+        let categories = union("Categories", categories);
+        let summary = if summary == "-" { "" } else { summary.trim() };
         let (shape, nogroup) = shape(line.reply);
         let class = match line.class {
             "keyed" => "Keyed",
@@ -195,7 +221,7 @@ pub(super) fn render(text: &str) -> String {
             "    Row {{ index: {i}, parent: {parent}, subs: {}, name: {name:?}, word: {word:?}, since: {since:?}, family: {family:?}, \
              valkey: {valkey:?}, arity: {arity}, flags: {flags}, keys: Keys::{}, specs: {:?}, access: {access:?}, \
              reply: ReplyRule {{ shape: Shape::{shape}, nogroup: {nogroup} }}, conn: ConnNeed::{}, class: Class::{class}, served: {}, \
-             note: {note:?} }},",
+             group: {group:?}, categories: {categories}, summary: {summary:?}, note: {note:?} }},",
             subs[i].len(),
             shapes[i],
             line.keys,
@@ -224,11 +250,14 @@ pub(super) fn assert_fresh(path: &str, want: &str) {
         return;
     }
     let line = have.lines().zip(want.lines()).position(|(have, want)| have != want).unwrap_or(0) + 1;
-    panic!("{} is not what it is generated from (line {line}); run `KEYFENCE_BLESS=1 cargo test --lib command`", path.display());
+    panic!(
+        "{} is not what it is generated from (line {line}); run `KEYFENCE_BLESS=1 cargo test --lib command`",
+        path.display()
+    );
 }
 
 #[test]
 fn table_is_fresh() {
-    let tsv = std::fs::read_to_string(file("src/command/commands.tsv")).expect("commands.tsv is there");
-    assert_fresh("src/command/table.rs", &render(&tsv));
+    let read = |path| std::fs::read_to_string(file(path)).expect("the table is there");
+    assert_fresh("src/command/table.rs", &render(&read("src/command/commands.tsv"), &read("src/command/docs.tsv")));
 }
