@@ -3,3 +3,4 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod resp;
+pub mod upstream;

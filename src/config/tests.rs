@@ -234,6 +234,8 @@ fn url_and_its_neighbours() {
         upstream(managed, &[]).unwrap().endpoint,
         Endpoint::Managed { dir, save: "3600 1 300 100 60 10000".into() }
     );
+    let error = upstream(managed, &[("KEYFENCE_UPSTREAM__PASSWORD", "hunter2")]).unwrap_err();
+    assert!(error.starts_with("KEYFENCE_UPSTREAM__PASSWORD: a managed upstream takes no login"), "{error}");
     let u = upstream("", &[("KEYFENCE_UPSTREAM__URL", "redis+unix:///r.sock?db=2")]).unwrap();
     assert_eq!((u.endpoint, u.db), (Endpoint::Unix("/r.sock".into()), 2));
 }

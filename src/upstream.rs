@@ -1,0 +1,3 @@
+//! UPSTREAM: the servers behind.
+
+pub mod managed;
