@@ -7,3 +7,4 @@ pub mod local {
     pub mod command_docs;
 }
 pub mod resp;
+pub mod upstream;

@@ -138,6 +138,13 @@ fn upstream(s: &Layers, section: &str) -> Result<Upstream, ConfigError> {
             }
         },
     };
+    if matches!(endpoint, Endpoint::Managed { .. }) {
+        for name in ["username", "password"] {
+            if !s.text(&key(name)).is_empty() {
+                return Err(s.error(&key(name), "a managed upstream takes no login: nobody but us reaches its socket"));
+            }
+        }
+    }
     let address = address.unwrap_or_default();
     // What the url says holds, unless the key of its own stands in a place that goes before the url's.
     let newer = |name: &str| s.origin(&key(name)).rank() > rank;

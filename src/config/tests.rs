@@ -234,6 +234,8 @@ fn url_and_its_neighbours() {
         upstream(managed, &[]).unwrap().endpoint,
         Endpoint::Managed { dir, save: "3600 1 300 100 60 10000".into() }
     );
+    let error = upstream(managed, &[("KEYFENCE_UPSTREAM__PASSWORD", "hunter2")]).unwrap_err();
+    assert!(error.starts_with("KEYFENCE_UPSTREAM__PASSWORD: a managed upstream takes no login"), "{error}");
     let u = upstream("", &[("KEYFENCE_UPSTREAM__URL", "redis+unix:///r.sock?db=2")]).unwrap();
     assert_eq!((u.endpoint, u.db), (Endpoint::Unix("/r.sock".into()), 2));
 }
@@ -303,4 +305,68 @@ fn no_tenants_prefix_begins_with_anothers() {
     assert!(tenants("[tenants.a]\nprefix = \"x\"\n[tenants.b]\nprefix = \"x\"", &[]).is_err());
     assert!(tenants("[tenants.a]\nprefix = \"\"\n[tenants.b]\n", &[]).unwrap_err().contains("must be alone"));
     assert_eq!(tenants("[tenants.a]\nprefix = \"\"", &[]).unwrap()[0].prefix, None);
+}
+
+/// The text of the shipped file.
+const SHIPPED: &str = include_str!("../../config.toml");
+
+#[test]
+fn the_shipped_file_is_the_defaults_with_a_managed_upstream() {
+    let mut shipped = file(SHIPPED).unwrap();
+    let dir = PathBuf::from("keyfence-data");
+    let save = "3600 1 300 100 60 10000".to_string();
+    assert_eq!(shipped.upstream.endpoint, Endpoint::Managed { dir, save });
+    shipped.upstream.endpoint = tcp("localhost", 6379);
+    assert_eq!(shipped, Config::default());
+}
+
+/// What is commented out for example is `#` right before the text; a comment has a space between.
+#[test]
+fn the_shipped_file_names_every_key_with_its_default() {
+    let whole: String = SHIPPED
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let root: toml::Table = whole.parse().unwrap();
+    for row in table::SETTINGS {
+        let mut parts = row.path.split('.');
+        let first = root.get(parts.next().unwrap());
+        let found = parts.try_fold(first, |at, part| {
+            let section = at?.as_table()?;
+            Some(if part == "*" { section.values().next() } else { section.get(part) })
+        });
+        let default: toml::Table = format!("v = {}", row.default).parse().unwrap();
+        let managed = toml::Value::from("managed");
+        let expected = if row.path == "upstream.url" { Some(&managed) } else { default.get("v") };
+        assert_eq!(found.flatten(), expected, "{}", row.path);
+    }
+}
+
+/// The page of the settings, from the rows.
+fn page() -> String {
+    let mut page = String::from(include_str!("page.md"));
+    for row in table::SETTINGS {
+        let default = row.default.replace('|', "\\|");
+        let change = if row.restart { "restart" } else { "reload" };
+        let later = if row.later { " *Not served yet.*" } else { "" };
+        page += &format!(
+            "| `{}` | {} | `{default}` | `{}` | {change} | {}{later} |\n",
+            row.path,
+            row.kind,
+            row.variable(),
+            row.about
+        );
+    }
+    page
+}
+
+#[test]
+fn the_page_of_settings_is_fresh() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    if std::env::var_os("KEYFENCE_BLESS").is_some() {
+        std::fs::write(&path, page()).unwrap();
+    }
+    let held = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(held == page(), "docs/configuration.md is stale; KEYFENCE_BLESS=1 cargo test rewrites it");
 }
