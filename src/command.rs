@@ -1,8 +1,8 @@
 //! CLASSIFY: the command table, looked up by name, and the one walker that knows where names stand.
 //!
-//! The rows in [`table`] are generated from `command/commands.tsv` and `command/docs.tsv` (see `command/generate.rs`): a test keeps them
-//! fresh. A command without a row is refused, never
-//! forwarded. This module sees argument positions only: it knows nothing of the wire, of tenants or of I/O.
+//! The rows in [`table`] are generated from `command/commands.tsv` and `command/docs.tsv` (see `command/generate.rs`), and a
+//! test keeps them fresh. A command without a row is refused, never forwarded. This module sees argument positions only: it
+//! knows nothing of the wire, of tenants or of I/O.
 
 #[cfg(test)]
 mod generate;

@@ -203,7 +203,9 @@ fn render(text: &str, docs: &str) -> String {
         let flags = union("Flags", line.flags);
         let columns: Vec<_> =
             docs.get(name).unwrap_or_else(|| panic!("{name} is not in docs.tsv")).split('\t').collect();
-        let [group, categories, key_flags, summary] = columns[..] else { panic!("not five columns in docs.tsv: {name}") };
+        let [group, categories, key_flags, summary] = columns[..] else {
+            panic!("not five columns in docs.tsv: {name}")
+        };
         let categories = union("Categories", categories);
         let summary = if summary == "-" { "" } else { summary.trim() };
         let (shape, nogroup) = shape(line.reply);
