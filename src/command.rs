@@ -1,7 +1,8 @@
 //! CLASSIFY: the command table, looked up by name, and the one walker that knows where names stand.
 //!
-//! The rows in [`table`] are generated from `command/commands.tsv` (see `command/generate.rs`); a command without a row is refused, never
-//! forwarded. This module sees argument positions only: it knows nothing of the wire, of tenants or of I/O.
+//! The rows in [`table`] are generated from `command/commands.tsv` and `command/docs.tsv` (see `command/generate.rs`), and a
+//! test keeps them fresh. A command without a row is refused, never forwarded. This module sees argument positions only: it
+//! knows nothing of the wire, of tenants or of I/O.
 
 #[cfg(test)]
 mod generate;
@@ -96,6 +97,8 @@ pub struct Row {
     pub group: &'static str,
     /// The ACL categories.
     pub categories: Categories,
+    /// What the server says it does to its keys, one entry per key spec: `RO access; OW update`; `-` for commands newer than Redis 7.0.
+    pub key_flags: &'static str,
     /// One sentence on what it does; empty for commands newer than Redis 7.0.
     pub summary: &'static str,
     /// A sentence on isolation; `-` for none.

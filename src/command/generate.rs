@@ -191,7 +191,7 @@ fn render(text: &str, docs: &str) -> String {
     }
 
     let mut out = String::from(
-        "//! The rows. Generated from commands.tsv; run `KEYFENCE_BLESS=1 cargo test --lib command` to renew.\n\n\
+        "//! The rows. Generated from commands.tsv and docs.tsv; run `KEYFENCE_BLESS=1 cargo test --lib command` to renew.\n\n\
          use super::{Categories, Class, ConnNeed, Flags, KeySpec, Keys, NO_PARENT, ReplyRule, Row, Shape};\n\n\
          /// Every command keyfence knows, sorted by name; subcommands follow their container.\n\
          #[rustfmt::skip]\npub static ROWS: &[Row] = &[\n",
@@ -203,7 +203,9 @@ fn render(text: &str, docs: &str) -> String {
         let flags = union("Flags", line.flags);
         let columns: Vec<_> =
             docs.get(name).unwrap_or_else(|| panic!("{name} is not in docs.tsv")).split('\t').collect();
-        let [group, categories, summary] = columns[..] else { panic!("not four columns in docs.tsv: {name}") };
+        let [group, categories, key_flags, summary] = columns[..] else {
+            panic!("not five columns in docs.tsv: {name}")
+        };
         let categories = union("Categories", categories);
         let summary = if summary == "-" { "" } else { summary.trim() };
         let (shape, nogroup) = shape(line.reply);
@@ -221,7 +223,8 @@ fn render(text: &str, docs: &str) -> String {
             "    Row {{ index: {i}, parent: {parent}, subs: {}, name: {name:?}, word: {word:?}, since: {since:?}, family: {family:?}, \
              valkey: {valkey:?}, arity: {arity}, flags: {flags}, keys: Keys::{}, specs: {:?}, access: {access:?}, \
              reply: ReplyRule {{ shape: Shape::{shape}, nogroup: {nogroup} }}, conn: ConnNeed::{}, class: Class::{class}, served: {}, \
-             group: {group:?}, categories: {categories}, summary: {summary:?}, note: {note:?} }},",
+             group: {group:?}, categories: {categories}, \
+             key_flags: {key_flags:?}, summary: {summary:?}, note: {note:?} }},",
             subs[i].len(),
             shapes[i],
             line.keys,

@@ -34,9 +34,11 @@ pub fn answer(args: &Args<'_>, permitted: Permitted<'_>) -> Value {
             Value::Map(args.tail(2).iter().filter_map(|name| shown.named(name)).map(|row| shown.docs(row)).collect())
         }
         "COMMAND GETKEYS" => shown.keys(&args.tail(2), |_, _, key| Value::bulk(key)),
-        "COMMAND GETKEYSANDFLAGS" => shown.keys(&args.tail(2), |row, i, key| {
-            Value::Array(vec![Value::bulk(key), words(access_flags(access(row, i)).iter().copied())])
-        }),
+        "COMMAND GETKEYSANDFLAGS" => {
+            let command = args.tail(2);
+            shown
+                .keys(&command, |row, i, key| Value::Array(vec![Value::bulk(key), words(flags_here(row, &command, i))]))
+        }
         "COMMAND HELP" => Value::Array(HELP.iter().copied().map(Value::simple).collect()),
         _ => Value::Error(row.unknown_subcommand_error(args.at(1))),
     }
@@ -185,27 +187,63 @@ fn first_last_step(row: &Row) -> (i64, i64, i64) {
     }
 }
 
-/// What is done to the key at argument `i`: the entry of the table's `access` column.
-fn access(row: &Row, i: usize) -> &'static str {
-    let entry = match row.keys {
+/// Which of the row's key specs the key at argument `i` belongs to.
+fn spec_of(row: &Row, i: usize) -> usize {
+    match row.keys {
         Keys::Positions(specs) => specs.iter().rposition(|spec| usize::from(spec.first) <= i).unwrap_or(0),
         Keys::Numkeys { dest: Some(dest), .. } => usize::from(i != usize::from(dest)),
         Keys::Copy => usize::from(i == 2),
+        // What they store to comes last.
         Keys::Sort | Keys::Georadius { .. } if i > 1 => usize::MAX,
         _ => 0,
-    };
-    let entries = row.access.split("; ");
-    entries.clone().nth(entry).or_else(|| entries.last()).unwrap_or("-")
+    }
 }
 
-fn access_flags(access: &str) -> &'static [&'static str] {
-    match access {
-        "R" => &["RO", "access"],
-        "W" => &["OW", "update"],
-        "D" => &["RM", "delete"],
-        "RW" => &["RW", "access", "update"],
-        _ => &[],
+/// Entry `n` of a column with one entry per key spec, or its last.
+fn entry(column: &'static str, n: usize) -> &'static str {
+    let entries = column.split("; ");
+    entries.clone().nth(n).or_else(|| entries.last()).unwrap_or("-")
+}
+
+/// The flags of the key spec for argument `i`.
+fn spec_flags(row: &Row, i: usize) -> impl Iterator<Item = &'static str> {
+    let n = spec_of(row, i);
+    let flags = match (entry(row.key_flags, n), entry(row.access, n)) {
+        ("-", "R") => "RO access",
+        ("-", "W") => "OW update",
+        ("-", "D") => "RM delete",
+        ("-", "RW") => "RW access update",
+        ("-", _) => "",
+        (flags, _) => flags,
+    };
+    flags.split(' ').filter(|flag| !flag.is_empty())
+}
+
+/// The flags of the key at argument `i` of this very command: SET and BITFIELD declare the widest and tell by their options.
+fn flags_here(row: &Row, args: &Args<'_>, i: usize) -> impl Iterator<Item = &'static str> {
+    let narrow = match row.name {
+        "SET" if !args.iter().skip(3).any(|word| word.eq_ignore_ascii_case(b"GET")) => Some("OW update"),
+        "BITFIELD" if reads_only(args) => Some("RO access"),
+        _ => None,
+    };
+    let of_the_spec = ["incomplete", "variable_flags", "not_key"];
+    let declared = if narrow.is_some() { None } else { Some(spec_flags(row, i)) };
+    let declared = declared.into_iter().flatten().filter(move |flag| !of_the_spec.contains(flag));
+    narrow.unwrap_or_default().split(' ').filter(|flag| !flag.is_empty()).chain(declared)
+}
+
+/// Whether a BITFIELD has no other operation than GET.
+fn reads_only(args: &Args<'_>) -> bool {
+    let mut i = 2;
+    while i < args.len() {
+        let left = args.len() - i - 1;
+        i += match args.at(i).to_ascii_uppercase().as_slice() {
+            b"GET" if left >= 2 => 3,
+            b"OVERFLOW" if left >= 1 => 2,
+            _ => return false,
+        };
     }
+    true
 }
 
 fn key_specs(row: &Row) -> Vec<Value> {
@@ -215,7 +253,7 @@ fn key_specs(row: &Row) -> Vec<Value> {
     };
     let spec = |at: usize, begin: Value, find: Value| {
         Value::Map(vec![
-            field("flags", words(access_flags(access(row, at)).iter().copied())),
+            field("flags", words(spec_flags(row, at))),
             field("begin_search", begin),
             field("find_keys", find),
         ])
