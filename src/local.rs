@@ -8,7 +8,7 @@ mod config;
 pub mod info;
 
 use crate::{
-    command::{self, Args, Lookup, Row},
+    command::{self, Args, Categories, Lookup, Row},
     resp::{Proto, Value},
     rewrite::canonical,
     session::{Flow, Replies, Session, Until},
@@ -262,27 +262,16 @@ fn reply_mode(s: &mut Session, args: &Args<'_>) -> Flow {
     Flow::Next
 }
 
-const CATEGORIES: [&str; 21] = [
-    "keyspace", "read", "write", "set", "sortedset", "list", "hash", "string", "bitmap", "hyperloglog", "geo", "stream", "pubsub", "admin",
-    "fast", "slow", "blocking", "dangerous", "connection", "transaction", "scripting",
-];
-
 fn acl_cat(args: &Args<'_>) -> Value {
     match args.len() {
-        2 => Value::Array(CATEGORIES.iter().map(Value::bulk).collect()),
-        3 => {
-            let wanted = String::from_utf8_lossy(args.at(2)).to_ascii_lowercase();
-            if !CATEGORIES.contains(&&*wanted) {
-                return Value::error(format!("ERR Unknown category '{}'", String::from_utf8_lossy(args.at(2))));
+        2 => Value::Array(Categories::ALL.iter().map(|(_, word)| Value::bulk(word)).collect()),
+        3 => match Categories::named(&args.at(2).to_ascii_lowercase()) {
+            None => Value::error(format!("ERR Unknown category '{}'", String::from_utf8_lossy(args.at(2)))),
+            Some(category) => {
+                let rows = command::ROWS.iter().filter(|row| row.served() && row.categories.has(category));
+                Value::Array(rows.map(|row| Value::bulk(row.lower_name())).collect())
             }
-            Value::Array(
-                command::ROWS
-                    .iter()
-                    .filter(|row| row.served() && command_docs::in_category(row, &wanted))
-                    .map(|row| Value::bulk(row.lower_name()))
-                    .collect(),
-            )
-        }
+        },
         _ => Value::error("ERR wrong number of arguments for 'acl|cat' command"),
     }
 }

@@ -9,7 +9,6 @@ use crate::{
     command::{self, Args, Class, ConnNeed, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
     local,
-    resp::Value,
     rewrite::{
         self,
         reply::{NoGroup, Rule, Unprefix},
@@ -41,14 +40,14 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     // CLASSIFY
     let row = match command::lookup(args) {
         Lookup::Found(row) => row,
-        Lookup::Unknown => return s.refuse(unknown_command(args)),
-        Lookup::UnknownSubcommand(container) => return s.refuse(unknown_subcommand(container, args)),
+        Lookup::Unknown => return s.refuse(command::unknown_command_error(args)),
+        Lookup::UnknownSubcommand(container) => return s.refuse(container.unknown_subcommand_error(args.at(1))),
     };
     if row.forwardable() && !s.worker.facts(|f| f.has(row)) {
         let known = row.container().is_some_and(|c| s.worker.facts(|f| f.has(c)));
         return match row.container() {
-            Some(container) if known => s.refuse(unknown_subcommand(container, args)),
-            _ => s.refuse(unknown_command(args)),
+            Some(container) if known => s.refuse(container.unknown_subcommand_error(args.at(1))),
+            _ => s.refuse(command::unknown_command_error(args)),
         };
     }
     s.client.last.store(row.index, std::sync::atomic::Ordering::Relaxed);
@@ -192,33 +191,4 @@ pub fn send(s: &mut Session, row: &Row, _args: &Args<'_>, frame: &[u8], spans: &
         .map_err(|rewrite::TooLong| "ERR string exceeds maximum allowed size (proto-max-bulk-len)".to_owned())?;
     conn.expect(&s.down, owed, patient);
     Ok(())
-}
-
-/// Redis's words for a command it does not know, from the request as the client sent it.
-fn unknown_command(args: &Args<'_>) -> String {
-    let mut shown = String::new();
-    for arg in args.iter().skip(1) {
-        if shown.len() >= 128 {
-            break;
-        }
-        shown.push('\'');
-        shown.push_str(&printed(arg, 128 - (shown.len() - 1)));
-        shown.push_str("' ");
-    }
-    format!("ERR unknown command '{}', with args beginning with: {shown}", printed(args.at(0), 128))
-}
-
-fn unknown_subcommand(container: &Row, args: &Args<'_>) -> String {
-    format!("ERR unknown subcommand '{}'. Try {} HELP.", printed(args.at(1), 128), container.name)
-}
-
-/// An argument as C's `%.*s` prints it: up to the first NUL, cut at `max` bytes.
-fn printed(arg: &[u8], max: usize) -> String {
-    let arg = arg.split(|&c| c == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(&arg[..arg.len().min(max)]).into_owned()
-}
-
-/// An error as a reply.
-pub fn error(error: &UpstreamError) -> Value {
-    Value::Error(error.to_line())
 }

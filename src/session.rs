@@ -283,6 +283,9 @@ impl Session {
                 self.watch_full();
             }
             self.unpin_when_done();
+            if alarm.leaving() && self.few_in_flight(0) && self.down.unsent() == 0 {
+                return Poll::Ready(Step::Closed);
+            }
             if let Some(idle) = &mut self.idle
                 && idle.as_mut().poll(cx).is_ready()
             {

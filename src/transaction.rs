@@ -178,22 +178,22 @@ fn is_whole(ahead: &[u8]) -> bool {
 
 /// A command between MULTI and EXEC.
 fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
-    let Some(tx) = &mut s.tx else { return Flow::Next };
-    if tx.broken {
+    let (position, broken) = s.tx.as_ref().map_or((0, true), |tx| (tx.rules.len(), tx.broken));
+    if broken {
         return s.refuse(UpstreamError::Lost.to_line());
     }
-    if tx.rules.len() >= QUEUED {
+    if position >= QUEUED {
         return s.refuse("BUSY too many commands in one transaction");
     }
-    let position = tx.rules.len();
-    // A borrow of the transaction would stand in the way of the session's own methods below.
     let (rule, placeholder) = match row.class {
         Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),
         Class::Local => match row.name {
             "SELECT" if s.muted() => return s.refuse("ERR SELECT inside a transaction needs CLIENT REPLY ON"),
             "SELECT" => match canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < s.tenant.databases) {
                 Some(db) => {
-                    tx.select = Some(db);
+                    if let Some(tx) = &mut s.tx {
+                        tx.select = Some(db);
+                    }
                     let frame = format!("*2\r\n$6\r\nSELECT\r\n${}\r\n{}\r\n", (s.tenant.db_base + db).to_string().len(), s.tenant.db_base + db);
                     if let Some(own) = &s.own {
                         own.taint();
@@ -204,7 +204,9 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
             },
             "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" => return s.refuse("ERR Command not allowed inside a transaction"),
             _ => {
-                tx.local.push((position, args.iter().map(<[u8]>::to_vec).collect()));
+                if let Some(tx) = &mut s.tx {
+                    tx.local.push((position, args.iter().map(<[u8]>::to_vec).collect()));
+                }
                 (Rule::Raw, Some(PLACEHOLDER.to_vec()))
             }
         },

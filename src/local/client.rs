@@ -1,7 +1,6 @@
 //! CLIENT and its subcommands over the tenant's own connections: keyfence's ids, the tenant's sessions, nobody else's.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -268,9 +267,4 @@ fn pause(s: &Session, args: &Args<'_>) -> Value {
     };
     s.tenant.pause.begin(Duration::from_millis(millis).min(MAX_PAUSE), writes_only);
     Value::ok()
-}
-
-/// A client's address as CLIENT LIST shows it.
-pub fn shown(addr: Option<SocketAddr>) -> String {
-    addr.map_or_else(|| "unix:0".into(), |a| a.to_string())
 }
