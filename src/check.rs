@@ -21,26 +21,61 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
     let served = ROWS.iter().filter(|r| r.served()).count();
     let forwarded = ROWS.iter().filter(|r| r.forwardable()).count();
     let managed = if matches!(config.upstream.endpoint, Endpoint::Managed { .. }) { " (managed)" } else { "" };
-    row("settings", "ok", format!("prefix '{}', databases from {}", String::from_utf8_lossy(config.key_prefix.as_bytes()), config.upstream.db));
+    row(
+        "settings",
+        "ok",
+        format!(
+            "prefix '{}', databases from {}",
+            String::from_utf8_lossy(config.key_prefix.as_bytes()),
+            config.upstream.db
+        ),
+    );
     row("upstream", "ok", format!("{target}{managed}: {} {}", facts.server, facts.version));
     match &*facts.mode {
         "standalone" => row("topology", "ok", "standalone".into()),
-        mode => row("topology", "no", format!("{mode}: not served by this version, keys of other nodes are out of reach")),
+        mode => {
+            row("topology", "no", format!("{mode}: not served by this version, keys of other nodes are out of reach"));
+        }
     }
-    row("RESP3 clients", if at_least(&facts.version, 6) { "ok" } else { "no" }, "needs an upstream of version 6 or later".into());
+    row(
+        "RESP3 clients",
+        if at_least(&facts.version, 6) { "ok" } else { "no" },
+        "needs an upstream of version 6 or later".into(),
+    );
     row("commands", "ok", format!("{served} of {} rows of the table are served", ROWS.len()));
-    row("  upstream lacks", "", format!("{} of the {forwarded} that are forwarded; clients get its own words for an unknown command", facts.lacking()));
+    row(
+        "  upstream lacks",
+        "",
+        format!(
+            "{} of the {forwarded} that are forwarded; clients get its own words for an unknown command",
+            facts.lacking()
+        ),
+    );
     if !facts.unknown.is_empty() {
-        row("  not in the table", "", format!("{} commands of the upstream are refused: {}", facts.unknown.len(), first(&facts.unknown)));
+        row(
+            "  not in the table",
+            "",
+            format!("{} commands of the upstream are refused: {}", facts.unknown.len(), first(&facts.unknown)),
+        );
     }
     row("databases", "ok", format!("{} upstream", facts.databases));
     match facts.sanitizes_dumps {
         Some(true) => row("RESTORE", "ok", "the upstream checks payloads (sanitize-dump-payload)".into()),
-        Some(false) => row("RESTORE", "warn", "the upstream does not check payloads: set sanitize-dump-payload yes".into()),
+        Some(false) => {
+            row("RESTORE", "warn", "the upstream does not check payloads: set sanitize-dump-payload yes".into());
+        }
         None => row("RESTORE", "warn", "the upstream does not say whether it checks payloads".into()),
     }
-    let users = if facts.manages_users { "the upstream lets keyfence manage users" } else { "the upstream does not let keyfence manage users" };
-    row("ACL wall", "no", format!("{users}; the wall is not built by this version ({})", wall(config.upstream.acl_wall)));
+    let users = if facts.manages_users {
+        "the upstream lets keyfence manage users"
+    } else {
+        "the upstream does not let keyfence manage users"
+    };
+    row(
+        "ACL wall",
+        "no",
+        format!("{users}; the wall is not built by this version ({})", wall(config.upstream.acl_wall)),
+    );
     row("scripts, pub/sub", "no", "not served by this version: -NOPERM".into());
     row("tier", "no", "not served by this version".into());
     Ok(out)

@@ -225,7 +225,9 @@ impl Downstream {
     /// Takes back what was appended since `mark`; `false` when some of it was written already.
     pub fn retract(&self, mark: u64) -> bool {
         let mut out = self.out.borrow_mut();
-        let Some(keep) = mark.checked_sub(self.written.get()).and_then(|n| usize::try_from(n).ok()) else { return false };
+        let Some(keep) = mark.checked_sub(self.written.get()).and_then(|n| usize::try_from(n).ok()) else {
+            return false;
+        };
         out.truncate(self.sent.get() + keep);
         true
     }

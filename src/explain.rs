@@ -18,11 +18,19 @@ pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
     let row = match command::lookup(&args) {
         Lookup::Found(row) => row,
         Lookup::Unknown => {
-            let _ = writeln!(out, "refused     not in the command table\nreply       -{}", command::unknown_command_error(&args));
+            let _ = writeln!(
+                out,
+                "refused     not in the command table\nreply       -{}",
+                command::unknown_command_error(&args)
+            );
             return out;
         }
         Lookup::UnknownSubcommand(container) => {
-            let _ = writeln!(out, "refused     not in the command table\nreply       -{}", container.unknown_subcommand_error(args.at(1)));
+            let _ = writeln!(
+                out,
+                "refused     not in the command table\nreply       -{}",
+                container.unknown_subcommand_error(args.at(1))
+            );
             return out;
         }
     };
@@ -32,8 +40,16 @@ pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
         return out;
     }
     if !row.served() {
-        let why = if matches!(row.class, Class::Denied) { "reaches past the namespace" } else { "not served by this version" };
-        let _ = writeln!(out, "refused     {why}\nreply       -NOPERM User default has no permissions to run the '{}' command", row.lower_name());
+        let why = if matches!(row.class, Class::Denied) {
+            "reaches past the namespace"
+        } else {
+            "not served by this version"
+        };
+        let _ = writeln!(
+            out,
+            "refused     {why}\nreply       -NOPERM User default has no permissions to run the '{}' command",
+            row.lower_name()
+        );
         if row.note != "-" {
             let _ = writeln!(out, "why         {}", row.note);
         }
@@ -43,7 +59,11 @@ pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
         Class::Keyed | Class::Keyless => forwarded(&mut out, config, row, &frame, &spans, &args),
         Class::Scoped => {
             let pattern = [&scoped::glob_escape(config.key_prefix.as_bytes())[..], b"*"].concat();
-            let _ = writeln!(out, "upstream    SCAN cursor MATCH {} …, in pages; names are checked for the prefix again", shown(&pattern));
+            let _ = writeln!(
+                out,
+                "upstream    SCAN cursor MATCH {} …, in pages; names are checked for the prefix again",
+                shown(&pattern)
+            );
             let _ = writeln!(out, "reply       made here, names without the prefix");
         }
         _ => {
@@ -65,7 +85,8 @@ fn forwarded(out: &mut String, config: &Config, row: &Row, frame: &[u8], spans: 
     let line: Vec<String> = Args::new(&sent, &sent_spans).iter().map(shown).collect();
     let _ = writeln!(out, "upstream    {}", line.join(" "));
     command::walk(row, args, &mut marks);
-    let names: Vec<String> = marks.iter().filter(|(_, slot)| *slot != Slot::Db).map(|&(i, _)| shown(args.at(i as usize))).collect();
+    let names: Vec<String> =
+        marks.iter().filter(|(_, slot)| *slot != Slot::Db).map(|&(i, _)| shown(args.at(i as usize))).collect();
     let _ = writeln!(out, "names       {}", if names.is_empty() { "none".into() } else { names.join(" ") });
     let reply = match row.reply.shape {
         Shape::First => "the first element is a name: prefix taken off",
@@ -74,7 +95,11 @@ fn forwarded(out: &mut String, config: &Config, row: &Row, frame: &[u8], spans: 
         Shape::Exec => "each reply by its own command",
         Shape::Raw | Shape::Other(_) => "passed as it comes",
     };
-    let _ = writeln!(out, "reply       {reply}{}", if row.reply.nogroup { "; a -NOGROUP text is said again in the client's names" } else { "" });
+    let _ = writeln!(
+        out,
+        "reply       {reply}{}",
+        if row.reply.nogroup { "; a -NOGROUP text is said again in the client's names" } else { "" }
+    );
     let needs = if command::is_blocking(row, args) { "one of its own while it waits" } else { "shared" };
     let _ = writeln!(out, "connection  {needs}");
 }
@@ -94,5 +119,9 @@ fn frame(words: &[Vec<u8>]) -> (Vec<u8>, Vec<command::Span>) {
 /// An argument as a shell would need it written, other bytes than printable ones escaped.
 fn shown(arg: &[u8]) -> String {
     let text = arg.escape_ascii().to_string();
-    if text.is_empty() || text.contains([' ', '"', '\\', '\'']) { format!("\"{}\"", text.replace("\\'", "'")) } else { text }
+    if text.is_empty() || text.contains([' ', '"', '\\', '\'']) {
+        format!("\"{}\"", text.replace("\\'", "'"))
+    } else {
+        text
+    }
 }

@@ -23,8 +23,7 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
         "QUIT" => quit(s),
         "CLIENT REPLY" => reply_mode(s, args),
         // What others do to this session, or it to others, is seen by its earlier commands' replies being there.
-        "CLIENT KILL" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
-        "INFO" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
+        "CLIENT KILL" | "INFO" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
         "INFO" => Flow::Run(crate::scoped::Job::Info(
             args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect(),
         )),
@@ -52,7 +51,10 @@ pub fn answer_in_transaction(s: &mut Session, words: &[Vec<u8>]) -> Value {
     match command::lookup(&args) {
         Lookup::Found(row) if row.name == "INFO" => {
             let view = info::View::of(s);
-            view.render(&args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect::<Vec<_>>(), None)
+            view.render(
+                &args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect::<Vec<_>>(),
+                None,
+            )
         }
         Lookup::Found(row) => simple(s, row, &args),
         _ => Value::error("ERR unknown command"),
@@ -82,7 +84,17 @@ fn simple(s: &mut Session, row: &Row, args: &Args<'_>) -> Value {
         "ACL WHOAMI" => Value::bulk(&s.tenant.name),
         "ACL CAT" => acl_cat(args),
         "ACL GENPASS" => acl_genpass(args),
-        "ACL HELP" => help("ACL", &["CAT [<category>]", "    List all commands that belong to <category>, or all command categories.", "GENPASS [<bits>]", "    Generate a secure 256-bit user password.", "WHOAMI", "    Return the current connection username."]),
+        "ACL HELP" => help(
+            "ACL",
+            &[
+                "CAT [<category>]",
+                "    List all commands that belong to <category>, or all command categories.",
+                "GENPASS [<bits>]",
+                "    Generate a secure 256-bit user password.",
+                "WHOAMI",
+                "    Return the current connection username.",
+            ],
+        ),
         // A container that is served by its subcommands, with an argument too few or too many.
         _ => Value::error(row.arity_error()),
     }
@@ -277,7 +289,8 @@ fn acl_cat(args: &Args<'_>) -> Value {
 }
 
 fn acl_genpass(args: &Args<'_>) -> Value {
-    const ERROR: &str = "ERR ACL GENPASS argument must be the number of bits for the output password, a positive number up to 4096";
+    const ERROR: &str =
+        "ERR ACL GENPASS argument must be the number of bits for the output password, a positive number up to 4096";
     let bits = match args.len() {
         2 => 256,
         3 => match canonical(args.at(2)).map(usize::try_from) {

@@ -131,7 +131,8 @@ fn block(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
     if let Err(error) = send(s, row, args, frame, spans, owed(s, row, args), true) {
         return s.refuse(error);
     }
-    let deadline = timeout(row, args).map(|t| Instant::now() + t.min(MAX_BLOCK) + s.worker.shared.target.socket_timeout);
+    let deadline =
+        timeout(row, args).map(|t| Instant::now() + t.min(MAX_BLOCK) + s.worker.shared.target.socket_timeout);
     Flow::After(Until::Reply(deadline))
 }
 
@@ -142,7 +143,9 @@ fn timeout(row: &Row, args: &Args<'_>) -> Option<Duration> {
     let millis = |i: usize| seconds(i).map(|ms| ms / 1000.0);
     let seconds = match row.name {
         "BLMPOP" | "BZMPOP" => seconds(1),
-        "XREAD" | "XREADGROUP" | "TS.READ" => (1..last).find(|&i| args.at(i).eq_ignore_ascii_case(b"BLOCK")).and_then(|i| millis(i + 1)),
+        "XREAD" | "XREADGROUP" | "TS.READ" => {
+            (1..last).find(|&i| args.at(i).eq_ignore_ascii_case(b"BLOCK")).and_then(|i| millis(i + 1))
+        }
         "WAIT" | "WAITAOF" => millis(last),
         _ => seconds(last),
     }?;
@@ -172,7 +175,8 @@ pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
     }
     let mut marks = s.worker.marks.borrow_mut();
     command::walk(row, args, &mut marks);
-    let keys = marks.iter().filter(|(_, slot)| *slot == Slot::Key).map(|&(i, _)| args.at(i as usize).to_vec()).collect();
+    let keys =
+        marks.iter().filter(|(_, slot)| *slot == Slot::Key).map(|&(i, _)| args.at(i as usize).to_vec()).collect();
     let names = Rc::new(NoGroup { keys });
     if row.reply.shape == Shape::Xread { Rule::XreadNoGroup(names) } else { Rule::NoGroup(names) }
 }
@@ -181,7 +185,15 @@ pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
 ///
 /// # Errors
 /// The error line, when it cannot be sent.
-pub fn send(s: &mut Session, row: &Row, _args: &Args<'_>, frame: &[u8], spans: &[Span], owed: Owed, patient: bool) -> Result<(), String> {
+pub fn send(
+    s: &mut Session,
+    row: &Row,
+    _args: &Args<'_>,
+    frame: &[u8],
+    spans: &[Span],
+    owed: Owed,
+    patient: bool,
+) -> Result<(), String> {
     let conn = s.conn().map_err(|e| e.to_line())?;
     if conn.dead() {
         return Err(UpstreamError::Lost.to_line());

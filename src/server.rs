@@ -152,7 +152,9 @@ pub async fn run(config: Config) -> Result<(), String> {
             client.alarm.kill_when_idle();
         }
     }
-    let joined = tokio::task::spawn_blocking(move || threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count());
+    let joined = tokio::task::spawn_blocking(move || {
+        threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
+    });
     if joined.await.unwrap_or(1) > 0 {
         tracing::error!("a worker ended in a panic");
     }
@@ -233,7 +235,11 @@ async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
     match listen {
         Listen::Tcp(address) => {
             let failed = |e: io::Error| format!("cannot listen on {address}: {e}");
-            let mut at = lookup_host(address).await.map_err(failed)?.next().ok_or_else(|| format!("cannot listen on {address}: no such host"))?;
+            let mut at = lookup_host(address)
+                .await
+                .map_err(failed)?
+                .next()
+                .ok_or_else(|| format!("cannot listen on {address}: no such host"))?;
             let mut listeners = Vec::new();
             for _ in 0..workers {
                 let listener = bind_tcp(at).map_err(failed)?;
@@ -269,7 +275,9 @@ fn bind_tcp(at: SocketAddr) -> io::Result<StdTcpListener> {
 
 fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
     // A socket that nobody answers on is what a killed process left behind; one that somebody answers on is theirs.
-    if std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket()) && std::os::unix::net::UnixStream::connect(path).is_err() {
+    if std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(path).is_err()
+    {
         std::fs::remove_file(path)?;
     }
     let listener = StdUnixListener::bind(path)?;
@@ -325,7 +333,10 @@ fn work(shared: &Arc<Shared>, listeners: Vec<Listener>, mut leaving: watch::Rece
             }
         };
         if timeout_at(deadline, emptied).await.is_err() {
-            tracing::warn!(clients = sessions.count.get(), "clients still connected at the end of the grace period: disconnected");
+            tracing::warn!(
+                clients = sessions.count.get(),
+                "clients still connected at the end of the grace period: disconnected"
+            );
         }
     });
 }
