@@ -36,7 +36,7 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
 }
 
 /// Answers a local command that was queued in a transaction, when that is carried out.
-pub fn answer_in_transaction(s: &mut Session, words: &[Vec<u8>]) -> Value {
+pub fn answer_in_transaction(s: &Session, words: &[Vec<u8>]) -> Value {
     let mut at = 0;
     let spans: Vec<_> = words
         .iter()
@@ -62,7 +62,7 @@ pub fn answer_in_transaction(s: &mut Session, words: &[Vec<u8>]) -> Value {
 }
 
 /// Those that neither wait nor change where requests go.
-fn simple(s: &mut Session, row: &Row, args: &Args<'_>) -> Value {
+fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
     if let Some(what) = row.name.strip_prefix("CLIENT ") {
         return client::answer(s, what, args);
     }

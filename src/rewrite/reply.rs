@@ -270,9 +270,8 @@ impl Unprefix {
                     Act::Pass
                 }
             }
-            Rule::Raw | Rule::NoGroup(_) => Act::Pass,
             Rule::First if level(0).index == 0 => Act::Name,
-            Rule::First => Act::Pass,
+            Rule::Raw | Rule::NoGroup(_) | Rule::First => Act::Pass,
             Rule::Names => Act::Name,
             Rule::Xread | Rule::XreadNoGroup(_) => match (depth, level(0).map) {
                 (1, true) if level(0).index % 2 == 0 => Act::Name,
