@@ -1,5 +1,8 @@
 //! Who a connection speaks for: the namespace it sees, and what all its tenant's connections share.
 
+pub mod password;
+pub mod throttle;
+
 use std::{
     sync::{
         Arc,
