@@ -9,7 +9,10 @@
 //! Only commands whose names stand at places known before the arguments arrive can be sent so (`command::fixed_slot`). Others are held up
 //! to [`MAX_HELD`]. A request that is refused is read to its end without being kept: the connection stays in sync.
 
-use std::rc::Rc;
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::time::{Duration, Instant};
 
@@ -22,6 +25,7 @@ use crate::{
         request::{self, Broken, Header, Limits, MAX_BULK, Progress},
     },
     session::{Flow, Session, Until},
+    tenant::Tenant,
     transaction,
     upstream::{Conn, Owed},
 };
@@ -58,7 +62,15 @@ pub async fn pass(s: &mut Session) -> bool {
         Choice::Hold => return hold(s, held, spans, progress).await,
     };
     let argc = progress.argc as usize;
-    let mut request = Request { argc, prefix: Rc::clone(&s.prefix), at: 0, numkeys: None, digits: Vec::new(), sink };
+    let mut request = Request {
+        argc,
+        tenant: Arc::clone(&s.tenant),
+        prefix: Rc::clone(&s.prefix),
+        at: 0,
+        numkeys: None,
+        digits: Vec::new(),
+        sink,
+    };
     if let Some((conn, _)) = request.upstream() {
         conn.send(|out| resp::put_header(out, b'*', argc as u64));
     }
@@ -89,7 +101,7 @@ pub async fn pass(s: &mut Session) -> bool {
 fn abandon(s: &mut Session) {
     if let Some(own) = s.own.take() {
         own.taint();
-        s.worker.pool.release(own);
+        s.reach.pool.release(own);
     }
 }
 
@@ -102,6 +114,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     transaction::notice_lost(s);
     proxy::settle_select(s);
     let argc = progress.argc as usize;
+    let most = s.tenant.limits.value_size.load(Ordering::Relaxed);
     let refused = |text: String| Choice::Sink(Sink::Refused(text));
     if spans.is_empty() {
         // The command word itself is too long for any command; what there is of it is quoted.
@@ -112,6 +125,9 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         )));
     }
     let args = Args::new(held, spans);
+    if let Some(len) = spans.iter().map(|(_, len)| u64::from(*len)).chain(progress.bulk).find(|len| *len > most) {
+        return refused(proxy::too_large(&s.tenant, len));
+    }
     let row = match command::lookup(&args) {
         // The subcommand may not have arrived.
         Lookup::Found(row) if row.is_container() && argc > 1 => return Choice::Hold,
@@ -122,7 +138,10 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     if !row.arity_ok(argc) {
         return refused(row.arity_error());
     }
-    if !row.served() || matches!(row.class, Class::Denied | Class::Script) {
+    if !s.logged_in {
+        return refused(proxy::NO_AUTH.into());
+    }
+    if !s.tenant.permitted.has(row) || matches!(row.class, Class::Denied | Class::Script) {
         return refused(format!(
             "NOPERM User {} has no permissions to run the '{}' command",
             s.tenant.name,
@@ -187,6 +206,7 @@ async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut prog
                         }
                         Flow::After(until) => s.wait(until).await,
                         Flow::Run(job) => crate::scoped::run(s, job).await,
+                        Flow::Login(attempt) => crate::login::run(s, attempt).await,
                         Flow::Quit => false,
                     };
                     if !alive {
@@ -240,6 +260,7 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
 /// A request on its way.
 struct Request {
     argc: usize,
+    tenant: Arc<Tenant>,
     prefix: Rc<[u8]>,
     /// Arguments sent.
     at: usize,
@@ -280,6 +301,12 @@ impl Request {
         let name = command::fixed_slot(row, self.at, self.argc, self.numkeys) == Some(true);
         let prefix: &[u8] = if name { &self.prefix } else { &[] };
         let total = len + prefix.len() as u64;
+        if len > self.tenant.limits.value_size.load(Ordering::Relaxed) {
+            // Half of the request is upstream already, on a connection that is of no more use.
+            conn.close();
+            self.sink = Sink::Refused(proxy::too_large(&self.tenant, len));
+            return Ok(());
+        }
         if total > MAX_BULK {
             return Err("invalid bulk length".into());
         }
@@ -361,7 +388,7 @@ impl Request {
                 && conn.congested()
             {
                 let room = Until::Room(Rc::clone(conn));
-                let limit = s.worker.shared.target.socket_timeout;
+                let limit = s.reach.site.target.socket_timeout;
                 match tokio::time::timeout(limit, s.wait(room)).await {
                     Ok(true) => {}
                     Ok(false) => return Err(None),

@@ -11,7 +11,17 @@
 //! connections, or to answer from here what cannot wait in an upstream's queue, it first lets its replies drain (`Until::Drained`). That is
 //! what keeps every client's replies in the order of its requests.
 
-use std::{cell::Cell, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    task::Poll,
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, Cache};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -21,6 +31,7 @@ use crate::{
     command::{Row, Span},
     downstream::Downstream,
     error::UpstreamError,
+    login::{self, Login},
     net::ReadHalf,
     proxy,
     resp::{
@@ -31,8 +42,8 @@ use crate::{
     scoped,
     tenant::Tenant,
     transaction::Tx,
-    upstream::{Conn, Key, Owed},
-    worker::Worker,
+    upstream::{Conn, Key, Kind, Owed, Site, control::Facts},
+    worker::{ClientLimits, Reach, Worker},
 };
 
 /// Bytes read from a client in one turn: its share of the worker's time before others have theirs.
@@ -55,6 +66,8 @@ pub enum Flow {
     After(Until),
     /// Work that runs apart from the data path, its reply next.
     Run(scoped::Job),
+    /// A login to be checked.
+    Login(login::Attempt),
     /// Close once every reply is out.
     Quit,
 }
@@ -72,6 +85,8 @@ pub enum Until {
     Unsent(usize),
     /// The end of a CLIENT PAUSE, at this moment or when somebody ends it, for a command that writes or not.
     Unpaused(Instant, bool),
+    /// A moment.
+    Moment(Instant),
     /// The reply of a blocking command, at most until this moment; ends early when the client leaves.
     Reply(Option<Instant>),
 }
@@ -102,6 +117,19 @@ pub struct Session {
     pub tenant: Arc<Tenant>,
     /// The tenant's prefix.
     pub prefix: Rc<[u8]>,
+    /// The tenant's upstream, as this worker reaches it.
+    pub reach: Rc<Reach>,
+    facts: RefCell<Cache<FactsOf, Arc<Facts>>>,
+    /// Limits of every client, as of its connecting.
+    limits: ClientLimits,
+    /// It has a tenant.
+    pub logged_in: bool,
+    /// The tenant of the address it came in on.
+    pub listener_tenant: Option<Arc<Tenant>>,
+    /// The command at hand has been charged to the tenant's rate, and waits.
+    pub paid: bool,
+    /// Bytes of replies that the tenant's rate has been charged with.
+    charged: u64,
     /// HELLO.
     pub proto: Proto,
     /// SELECT, as the tenant counts.
@@ -127,7 +155,19 @@ pub struct Session {
     held: Vec<u8>,
     held_at: usize,
     eof: bool,
+    /// The last read filled its share: there is more.
+    more: bool,
     idle: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Clone, Debug)]
+struct FactsOf(Arc<Site>);
+
+impl std::ops::Deref for FactsOf {
+    type Target = ArcSwap<Facts>;
+    fn deref(&self) -> &Self::Target {
+        &self.0.facts
+    }
 }
 
 /// What the socket had.
@@ -146,10 +186,17 @@ enum Step {
 impl Session {
     /// A session on a connection that was just accepted.
     pub fn new(worker: &Rc<Worker>, read: ReadHalf, down: Rc<Downstream>, client: Arc<Client>) -> Self {
-        let tenant = Arc::clone(&worker.shared.tenant);
+        let tenant = Arc::clone(&worker.shared.directory.load().nobody);
         Self {
             prefix: Rc::from(&*tenant.prefix),
+            reach: worker.reach(&tenant.site),
+            facts: RefCell::new(Cache::new(FactsOf(Arc::clone(&tenant.site)))),
             tenant,
+            limits: **worker.shared.limits.load(),
+            logged_in: false,
+            listener_tenant: None,
+            paid: false,
+            charged: 0,
             worker: Rc::clone(worker),
             down,
             client,
@@ -168,6 +215,7 @@ impl Session {
             held: Vec::new(),
             held_at: 0,
             eof: false,
+            more: false,
             idle: None,
         }
     }
@@ -181,11 +229,16 @@ impl Session {
             let alive = match step {
                 Step::Input => {
                     fresh = false;
+                    if std::mem::take(&mut self.more) {
+                        // A client that sends without end takes its turn with the others of this worker.
+                        tokio::task::yield_now().await;
+                    }
                     true
                 }
                 Step::Flow(Flow::Next) => true,
                 Step::Flow(Flow::Again(until) | Flow::After(until)) => self.wait(until).await,
                 Step::Flow(Flow::Run(job)) => scoped::run(&mut self, job).await,
+                Step::Flow(Flow::Login(attempt)) => login::run(&mut self, attempt).await,
                 Step::Big => big::pass(&mut self).await,
                 Step::Eof => {
                     // What came before the end is answered, as far as the client still listens.
@@ -218,10 +271,13 @@ impl Session {
 
     /// Gives back or closes what the session held.
     fn end(self) {
+        if self.logged_in {
+            self.tenant.leave();
+        }
         self.down.close();
         if let Some(own) = self.own {
             own.taint();
-            self.worker.pool.release(own);
+            self.reach.pool.release(own);
         }
     }
 
@@ -270,7 +326,7 @@ impl Session {
     /// Waits for input, reads once, uses it.
     async fn next_input(&mut self) -> Step {
         let worker = Rc::clone(&self.worker);
-        if let Some(after) = worker.shared.limits.idle {
+        if let Some(after) = self.limits.idle {
             let at = Instant::now() + after;
             match &mut self.idle {
                 Some(idle) => idle.as_mut().reset(at),
@@ -306,6 +362,7 @@ impl Session {
                 Poll::Ready(Ok(n)) => n,
                 Poll::Ready(Err(_)) => return Poll::Ready(Step::Closed),
             };
+            self.more = n == READ;
             if self.held.is_empty() {
                 let (used, step) = self.process(&scratch[..n]);
                 if used < n {
@@ -326,10 +383,9 @@ impl Session {
     /// Uses whole requests from the start of `buf`: how many bytes, and why it stopped.
     fn process(&mut self, buf: &[u8]) -> (usize, Step) {
         let mut at = 0;
-        self.client.active.store(
-            u64::try_from(self.client.since.elapsed().as_millis()).unwrap_or(u64::MAX),
-            std::sync::atomic::Ordering::Relaxed,
-        );
+        self.client
+            .active
+            .store(u64::try_from(self.client.since.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let (used, step) = loop {
             // A MULTI … EXEC block goes out whole or not at all.
             if !self.tx.as_ref().is_some_and(|tx| tx.block)
@@ -340,7 +396,8 @@ impl Session {
             let rest = &buf[at..];
             let mut spans = std::mem::take(&mut self.spans);
             let mut progress = self.progress;
-            let parsed = request::parse(rest, &mut spans, &mut progress, &Limits::FULL);
+            let limits = if self.logged_in { Limits::FULL } else { Limits::BEFORE_LOGIN };
+            let parsed = request::parse(rest, &mut spans, &mut progress, &limits);
             let (n, flow) = match parsed {
                 Parsed::Incomplete => {
                     let large = rest.len() > HELD || progress.bulk.is_some_and(|len| len > HELD as u64);
@@ -379,9 +436,9 @@ impl Session {
 
     /// Whether no more may be sent for this client just now.
     fn hold_back(&self) -> Option<Until> {
-        let limits = &self.worker.shared.limits;
-        if self.down.in_flight() >= limits.in_flight {
-            return Some(Until::InFlight(limits.in_flight / 2));
+        let most = self.tenant.limits.in_flight.load(Ordering::Relaxed);
+        if self.down.in_flight() >= most {
+            return Some(Until::InFlight(most / 2));
         }
         if let Some(conn) = self.own.as_ref().or(self.lane.as_ref())
             && conn.congested()
@@ -389,17 +446,18 @@ impl Session {
         {
             return Some(Until::Room(Rc::clone(conn)));
         }
-        (self.down.unsent() > limits.output / 2).then_some(Until::Unsent(limits.output / 4))
+        let output = self.limits.output;
+        (self.down.unsent() > output / 2).then_some(Until::Unsent(output / 4))
     }
 
     /// Waits; `false` when the connection ended meanwhile.
     pub async fn wait(&mut self, until: Until) -> bool {
         let mut timer = match &until {
-            Until::Unpaused(at, _) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
+            Until::Unpaused(at, _) | Until::Moment(at) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
             _ => None,
         };
         let blocking = matches!(until, Until::Reply(_));
-        self.client.blocked.store(blocking, std::sync::atomic::Ordering::Relaxed);
+        self.client.blocked.store(blocking, Ordering::Relaxed);
         let alive = poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
             alarm.register(cx.waker());
@@ -414,6 +472,7 @@ impl Session {
                 Until::InFlight(n) => self.few_in_flight(*n),
                 Until::Room(conn) => conn.poll_room(cx).is_ready(),
                 Until::Unsent(n) => self.down.unsent() <= *n,
+                Until::Moment(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
                 Until::Unpaused(_, write) => {
                     timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready())
                         || self.tenant.pause.holds(*write).is_none()
@@ -421,7 +480,7 @@ impl Session {
                 Until::Reply(_) => {
                     let late = timer.as_mut().is_some_and(|t| t.as_mut().poll(cx).is_ready());
                     if late && let Some(own) = &self.own {
-                        own.fail(&UpstreamError::TimedOut(self.worker.shared.target.socket_timeout));
+                        own.fail(&UpstreamError::TimedOut(self.reach.site.target.socket_timeout));
                     }
                     self.few_in_flight(0)
                 }
@@ -435,7 +494,7 @@ impl Session {
             Poll::Pending
         })
         .await;
-        self.client.blocked.store(false, std::sync::atomic::Ordering::Relaxed);
+        self.client.blocked.store(false, Ordering::Relaxed);
         if !alive && let Some(own) = &self.own {
             // A client that left must not pop what nobody receives.
             self.down.close();
@@ -504,7 +563,7 @@ impl Session {
 
     /// The pool its connections come from.
     pub fn key(&self) -> Key {
-        Key { tenant: self.tenant.id, db: self.tenant.db_base + self.db, proto: self.proto }
+        Key { kind: Kind::Data, tenant: self.tenant.id, db: self.tenant.db_base + self.db, proto: self.proto }
     }
 
     /// Whether the reply to the command at hand is wanted.
@@ -528,7 +587,7 @@ impl Session {
             return Ok(Rc::clone(lane));
         }
         let turn = usize::try_from(self.client.id).unwrap_or_default();
-        let lane = self.worker.pool.shared(key, turn)?;
+        let lane = self.reach.pool.shared(key, turn)?;
         self.lane = Some(Rc::clone(&lane));
         Ok(lane)
     }
@@ -540,7 +599,7 @@ impl Session {
     pub fn pin(&mut self) -> Result<(), UpstreamError> {
         debug_assert_eq!(self.down.in_flight(), 0);
         if self.own.is_none() {
-            self.own = Some(self.worker.pool.dedicated(self.key())?);
+            self.own = Some(self.reach.pool.dedicated(self.key())?);
         }
         Ok(())
     }
@@ -553,8 +612,45 @@ impl Session {
         if self.few_in_flight(0)
             && let Some(own) = self.own.take()
         {
-            self.worker.pool.release(own);
+            self.reach.pool.release(own);
         }
+    }
+
+    /// What is known of the tenant's upstream.
+    pub fn facts<R>(&self, read: impl FnOnce(&Facts) -> R) -> R {
+        read(self.facts.borrow_mut().load())
+    }
+
+    /// Takes note of what it logged in with, where a reload finds it.
+    pub fn set_login(&self, login: Option<Login>) {
+        *self.client.login.lock().unwrap_or_else(PoisonError::into_inner) = login;
+    }
+
+    /// Has no tenant any more, as before login; nothing is in flight and no state is left.
+    pub fn become_nobody(&mut self) {
+        let nobody = Arc::clone(&self.worker.shared.directory.load().nobody);
+        self.become_tenant(nobody, None);
+        self.logged_in = false;
+    }
+
+    /// Speaks for `tenant`, which has admitted it, from now on; nothing is in flight and no state of another tenant is left.
+    pub fn become_tenant(&mut self, tenant: Arc<Tenant>, login: Option<Login>) {
+        debug_assert!(self.own.is_none() && self.tx.is_none() && self.down.in_flight() == 0);
+        if self.logged_in {
+            self.tenant.leave();
+        }
+        self.client.tenant.store(tenant.id, Ordering::Relaxed);
+        self.prefix = Rc::from(&*tenant.prefix);
+        if !Arc::ptr_eq(&self.tenant.site, &tenant.site) {
+            self.reach = self.worker.reach(&tenant.site);
+            self.facts = RefCell::new(Cache::new(FactsOf(Arc::clone(&tenant.site))));
+        }
+        self.tenant = tenant;
+        self.logged_in = true;
+        self.set_login(login);
+        self.lane = None;
+        self.db = 0;
+        self.client.db.store(0, Ordering::Relaxed);
     }
 
     /// Answers from here, in order.
@@ -571,6 +667,12 @@ impl Session {
         } else if let Some(conn) = self.own.as_ref().or(self.lane.as_ref()) {
             conn.expect(&self.down, Owed::Local(Rc::from(bytes)), false);
         }
+    }
+
+    /// Bytes written to the client since this was last asked.
+    pub fn uncharged(&mut self) -> u64 {
+        let written = self.down.written();
+        written - std::mem::replace(&mut self.charged, written)
     }
 
     /// Refuses the command at hand: an open transaction cannot be carried out any more.

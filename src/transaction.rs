@@ -191,6 +191,12 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
         return s.refuse("BUSY too many commands in one transaction");
     }
     let (rule, placeholder) = match row.class {
+        Class::Keyed | Class::Keyless if proxy::needs_other_user(s, row, args) => {
+            return s.refuse(format!(
+                "NOPERM '{}' with these options cannot be used inside a transaction",
+                row.lower_name()
+            ));
+        }
         Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),
         Class::Local => match row.name {
             "SELECT" if s.muted() => return s.refuse("ERR SELECT inside a transaction needs CLIENT REPLY ON"),

@@ -34,7 +34,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// The flushes in progress, and the last counts of keys: what workers share of scoped work.
 #[derive(Debug)]
 pub struct Flushes {
-    gates: DashMap<(Vec<u8>, u32), Arc<Gate>>,
+    gates: DashMap<(u32, u32), Arc<Gate>>,
     running: Semaphore,
     pub(super) counts: Counts,
 }
@@ -58,7 +58,7 @@ struct Gate {
 pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(), UpstreamError> {
     for db in dbs {
         let scope = Scope { db, ..scope.clone() };
-        let gate = Arc::clone(&scope.worker.shared.flushes.gates.entry((scope.prefix.to_vec(), db)).or_default());
+        let gate = Arc::clone(&scope.worker.shared.flushes.gates.entry((scope.tenant, db)).or_default());
         let before = gate.begun.load(Ordering::Acquire);
         let turn = gate.running.lock().await;
         // Another pass may have begun and ended while this one waited for its turn: that one has deleted what was there when it asked.
@@ -71,7 +71,7 @@ pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(),
             gate.ended.store(number, Ordering::Release);
         }
         drop(turn);
-        scope.worker.shared.flushes.counts.remove(&(scope.prefix.to_vec(), db));
+        scope.worker.shared.flushes.counts.remove(&(scope.tenant, db));
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ async fn pass(scope: &Scope, unlink: bool) -> Result<(), UpstreamError> {
             Err(error) => {
                 // A step can be taken again: what it deleted stays deleted. A restarted upstream has other cursors, so from the start.
                 let since = *trouble.get_or_insert(began);
-                if since.elapsed() > RETRY_FOR.min(scope.worker.shared.target.socket_timeout * 6) {
+                if since.elapsed() > RETRY_FOR.min(scope.reach.site.target.socket_timeout * 6) {
                     return Err(error);
                 }
                 cursor = 0;
@@ -108,7 +108,7 @@ async fn step(scope: &Scope, cursor: u64, pattern: &[u8], unlink: bool) -> Resul
         for name in &names {
             cmd.arg([&scope.prefix, &name[..]].concat());
         }
-        let _: u64 = scope.worker.control.query(scope.db, &cmd).await?;
+        let _: u64 = scope.reach.control.query(scope.db, &cmd).await?;
     }
     Ok(next)
 }

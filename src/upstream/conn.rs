@@ -114,13 +114,13 @@ pub struct Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        self.env.open.release();
+        self.env.site.open.release();
     }
 }
 
 impl Conn {
     /// A connection that begins to connect; requests may be sent at once and leave when it is up. The caller holds a place in
-    /// `env.open`, which the connection gives back when it is dropped.
+    /// `env.site.open`, which the connection gives back when it is dropped.
     pub(super) fn open(env: &Rc<Env>, key: Key) -> Rc<Self> {
         let conn = Rc::new(Self {
             key,
@@ -151,7 +151,7 @@ impl Conn {
     async fn connect(self: Rc<Self>) {
         let result = {
             let Ok(_permit) = self.env.connects.acquire().await else { return };
-            timeout(self.env.target.connect_timeout, self.env.target.connect(&self.key)).await
+            timeout(self.env.site.target.connect_timeout, self.env.site.connect(&self.key)).await
         };
         let error = match result {
             Ok(Ok((read, write))) => {
@@ -163,7 +163,7 @@ impl Conn {
                 return;
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no connection within {:?}", self.env.target.connect_timeout),
+            Err(_) => format!("no connection within {:?}", self.env.site.target.connect_timeout),
         };
         self.env.health.failed(&error);
         self.fail(&UpstreamError::Unreachable(error));
@@ -274,8 +274,8 @@ impl Conn {
             w.since != NEVER && now.wrapping_sub(since) > limit
         });
         if late {
-            tracing::warn!(upstream = %self.env.target, "upstream did not answer in time: connection closed");
-            self.fail(&UpstreamError::TimedOut(self.env.target.socket_timeout));
+            tracing::warn!(upstream = %self.env.site.target, "upstream did not answer in time: connection closed");
+            self.fail(&UpstreamError::TimedOut(self.env.site.target.socket_timeout));
         }
     }
 
@@ -301,7 +301,7 @@ impl Conn {
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(upstream = %self.env.target, %error, "upstream connection broke");
+                        tracing::warn!(upstream = %self.env.site.target, %error, "upstream connection broke");
                         return self.fail(&UpstreamError::Lost);
                     }
                 }
@@ -352,7 +352,7 @@ impl Conn {
             }
             if let Err(error) = turn {
                 if !self.dead.get() {
-                    tracing::warn!(upstream = %self.env.target, error, "upstream connection closed");
+                    tracing::warn!(upstream = %self.env.site.target, error, "upstream connection closed");
                 }
                 return self.fail(&UpstreamError::Lost);
             }
@@ -450,7 +450,7 @@ impl Conn {
                                     client.abandon();
                                 }
                                 self.env.isolation_failures.set(self.env.isolation_failures.get() + 1);
-                                tracing::error!(upstream = %self.env.target, "a reply held a name outside the tenant's prefix: withheld");
+                                tracing::error!(upstream = %self.env.site.target, "a reply held a name outside the tenant's prefix: withheld");
                                 return Err("a reply that held a name outside the prefix");
                             }
                         }
