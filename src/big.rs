@@ -10,6 +10,7 @@
 //! to [`MAX_HELD`]. A request that is refused is read to its end without being kept: the connection stays in sync.
 
 use std::{
+    cell::Cell,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
@@ -17,14 +18,14 @@ use std::{
 use tokio::time::{Duration, Instant};
 
 use crate::{
-    command::{self, Args, Class, Lookup, Row, Span},
+    command::{self, Args, Class, ConnNeed, Lookup, Row, Span},
     error::UpstreamError,
     proxy,
     resp::{
         self,
         request::{self, Broken, Header, Limits, MAX_BULK, Progress},
     },
-    session::{Flow, Session, Until},
+    session::{Flow, HELD, Session, Until},
     tenant::Tenant,
     transaction,
     upstream::{Conn, Owed},
@@ -32,8 +33,11 @@ use crate::{
 
 /// Most bytes held of a request whose names can only be found when all of it is there.
 const MAX_HELD: usize = 16 * 1024 * 1024;
-/// A client that sends nothing for this long in the middle of a large request is disconnected: it holds an upstream connection.
-const STALLED: Duration = Duration::from_secs(60);
+/// A client must send [`PACE`] bytes of a large request within this, again and again, or is disconnected: it holds an upstream connection.
+const STALLED: Duration = Duration::from_secs(15);
+const PACE: usize = 64 * 1024;
+/// Most bytes that all large requests of one tenant may have declared at once: an upstream makes room for what is declared.
+const DECLARED: u64 = 2 * MAX_BULK;
 
 /// Where the arguments go.
 enum Sink {
@@ -56,6 +60,7 @@ pub async fn pass(s: &mut Session) -> bool {
     {
         return false;
     }
+    s.begin_command();
     let (held, spans, progress) = s.take_partial();
     let sink = match choose(s, &held, &spans, &progress) {
         Choice::Sink(sink) => sink,
@@ -66,6 +71,7 @@ pub async fn pass(s: &mut Session) -> bool {
         argc,
         tenant: Arc::clone(&s.tenant),
         prefix: Rc::clone(&s.prefix),
+        reserved: Cell::new(0),
         at: 0,
         numkeys: None,
         digits: Vec::new(),
@@ -82,7 +88,9 @@ pub async fn pass(s: &mut Session) -> bool {
     match passed {
         Ok(rest) => {
             s.give_back(rest);
-            finish(s, request.sink).await
+            let sink = std::mem::replace(&mut request.sink, Sink::Refused(String::new()));
+            drop(request);
+            finish(s, sink).await
         }
         Err(None) => {
             abandon(s);
@@ -90,8 +98,7 @@ pub async fn pass(s: &mut Session) -> bool {
         }
         Err(Some(text)) => {
             abandon(s);
-            s.down.append(|out| resp::put_error(out, format!("ERR Protocol error: {text}").as_bytes()));
-            s.down.flush();
+            s.last_word = Some(format!("ERR Protocol error: {text}"));
             false
         }
     }
@@ -101,7 +108,7 @@ pub async fn pass(s: &mut Session) -> bool {
 fn abandon(s: &mut Session) {
     if let Some(own) = s.own.take() {
         own.taint();
-        s.reach.pool.release(own);
+        s.reach.pool.release(Rc::clone(own.conn()));
     }
 }
 
@@ -154,9 +161,12 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     {
         return Choice::Hold;
     }
-    // What the path would do before it forwards; inside a transaction the connection is dedicated already.
-    if row.class == Class::Keyless || command::is_blocking(row, &args) {
+    // What changes a session's state, or waits, takes the ordinary path.
+    if row.class == Class::Keyless || row.conn != ConnNeed::Any {
         return Choice::Hold;
+    }
+    if !s.facts(|f| f.has(row)) {
+        return refused(command::unknown_command_error(&args));
     }
     if let command::Keys::Range { first, step, .. } = row.keys
         && step > 1
@@ -171,7 +181,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         return refused(error.to_line());
     }
     match &s.own {
-        Some(conn) => Choice::Sink(Sink::Upstream { conn: Rc::clone(conn), row }),
+        Some(own) => Choice::Sink(Sink::Upstream { conn: Rc::clone(own.conn()), row }),
         None => Choice::Hold,
     }
 }
@@ -189,8 +199,7 @@ async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut prog
             }
             request::Parsed::Incomplete => {
                 let text = format!("ERR Protocol error: a request of this kind may have {MAX_HELD} bytes at the most");
-                s.down.append(|out| resp::put_error(out, text.as_bytes()));
-                s.down.flush();
+                s.last_word = Some(text);
                 return false;
             }
             request::Parsed::Command(n) => {
@@ -232,12 +241,14 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
     match sink {
         Sink::Refused(text) => {
             s.refuse(text);
+            s.end_command();
             s.down.flush();
             true
         }
         Sink::Upstream { conn, row } if conn.dead() => {
             tracing::debug!(command = row.name, "upstream connection lost in the middle of a request");
             s.refuse(UpstreamError::Lost.to_line());
+            s.end_command();
             s.down.flush();
             true
         }
@@ -252,6 +263,7 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
                 let rule = proxy::rule(s, row, &Args::new(&[], &[]));
                 transaction::queued(s, rule);
             }
+            s.end_command();
             s.wait(Until::Drained).await
         }
     }
@@ -262,6 +274,8 @@ struct Request {
     argc: usize,
     tenant: Arc<Tenant>,
     prefix: Rc<[u8]>,
+    /// Of [`DECLARED`].
+    reserved: Cell<u64>,
     /// Arguments sent.
     at: usize,
     /// The count of keys, once it has gone by.
@@ -269,6 +283,12 @@ struct Request {
     /// The count's digits as they arrive.
     digits: Vec<u8>,
     sink: Sink,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.tenant.large.fetch_sub(self.reserved.get(), Ordering::Relaxed);
+    }
 }
 
 /// Where in a request the next byte belongs.
@@ -307,6 +327,21 @@ impl Request {
             self.sink = Sink::Refused(proxy::too_large(&self.tenant, len));
             return Ok(());
         }
+        if len > HELD as u64 {
+            let declared = self.tenant.large.fetch_add(len, Ordering::Relaxed) + len;
+            let over = declared > DECLARED;
+            if over {
+                conn.close();
+            }
+            self.reserved.set(self.reserved.get() + len);
+            if over {
+                let name = &self.tenant.name;
+                self.sink = Sink::Refused(format!(
+                    "BUSY tenant '{name}' is sending {DECLARED} bytes of large requests already"
+                ));
+                return Ok(());
+            }
+        }
         if total > MAX_BULK {
             return Err("invalid bulk length".into());
         }
@@ -342,6 +377,8 @@ impl Request {
     /// # Errors
     /// The text of a protocol error, or `None` when the client stalled or left.
     async fn run(&mut self, s: &mut Session, mut buf: Vec<u8>, bulk: Option<u64>) -> Result<Vec<u8>, Option<String>> {
+        // It holds an upstream connection, so it has to keep moving.
+        let (mut owed, mut deadline) = (PACE, Instant::now() + STALLED);
         let mut place = Place::Header;
         if let Some(len) = bulk {
             self.header(len)?;
@@ -395,8 +432,13 @@ impl Request {
                     Err(_) => conn.fail(&UpstreamError::TimedOut(limit)),
                 }
             }
-            if !s.read_more(&mut buf, Instant::now() + STALLED).await {
+            let before = buf.len();
+            if !s.read_more(&mut buf, deadline).await {
                 return Err(None);
+            }
+            owed = owed.saturating_sub(buf.len() - before);
+            if owed == 0 {
+                (owed, deadline) = (PACE, Instant::now() + STALLED);
             }
         }
     }

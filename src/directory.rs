@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -166,6 +166,8 @@ impl Wanted<'_> {
                 pause: Pause::default(),
                 limits: Limits::default(),
                 connections: AtomicU32::new(0),
+                pins: AtomicU32::new(0),
+                large: AtomicU64::new(0),
             }),
         }
     }

@@ -149,7 +149,7 @@ fn select_command(s: &mut Session, args: &Args<'_>) -> Flow {
 }
 
 /// How many databases the tenant can reach.
-fn databases(s: &Session) -> u32 {
+pub fn databases(s: &Session) -> u32 {
     s.facts(|f| s.tenant.databases.min(f.databases.saturating_sub(s.tenant.db_base)))
 }
 
@@ -186,7 +186,7 @@ fn reset(s: &mut Session) -> Flow {
         return Flow::Again(Until::Drained);
     }
     drop_state(s);
-    s.replies = Replies::On;
+    s.set_replies(Replies::On);
     s.proto = Proto::Resp2;
     s.db = 0;
     s.client.db.store(0, std::sync::atomic::Ordering::Relaxed);
@@ -207,7 +207,7 @@ pub fn drop_state(s: &mut Session) {
     s.select_on_commit = None;
     if let Some(own) = s.own.take() {
         own.taint();
-        s.reach.pool.release(own);
+        s.reach.pool.release(std::rc::Rc::clone(own.conn()));
     }
 }
 
@@ -297,13 +297,13 @@ fn reply_mode(s: &mut Session, args: &Args<'_>) -> Flow {
     let mode = args.at(2).to_ascii_uppercase();
     match &mode[..] {
         b"ON" => {
-            s.replies = Replies::On;
+            s.set_replies(Replies::On);
             s.answer(&Value::ok());
         }
-        b"OFF" => s.replies = Replies::Off,
+        b"OFF" => s.set_replies(Replies::Off),
         // Inside OFF there is nothing to skip.
-        b"SKIP" if s.replies == Replies::Off => {}
-        b"SKIP" => s.replies = Replies::Skip,
+        b"SKIP" if s.replies() == Replies::Off => {}
+        b"SKIP" => s.set_replies(Replies::Skip),
         _ => return s.refuse("ERR syntax error"),
     }
     Flow::Next

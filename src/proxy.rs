@@ -14,10 +14,10 @@ use crate::{
         reply::{NoGroup, Rule, Unprefix},
     },
     scoped,
-    session::{Flow, Replies, Session, Until},
+    session::{Flow, Session, Until},
     tenant::{Tenant, limits::Bucket},
     transaction,
-    upstream::{Key, Kind, Logins, Owed},
+    upstream::{Kind, Logins, Owed},
 };
 
 /// Longest that a client may ask to block, added to which `socket_timeout` gives the deadline of the wait; 0 waits for ever.
@@ -26,14 +26,10 @@ const MAX_BLOCK: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Handles one whole request: `frame` as parsed, `spans` its arguments, `ahead` what was read behind it.
 pub fn dispatch(s: &mut Session, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
     let args = Args::new(frame, spans);
+    s.begin_command();
     let flow = route(s, &args, frame, spans, ahead);
     if !matches!(flow, Flow::Again(_)) {
-        s.paid = false;
-        s.replies = match s.replies {
-            Replies::Skip => Replies::SkipOne,
-            Replies::SkipOne => Replies::On,
-            other => other,
-        };
+        s.end_command();
     }
     flow
 }
@@ -69,10 +65,13 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     if let Some(error) = over_limit(s, row, spans, frame.len()) {
         return s.refuse(error);
     }
-    if let Some(until) = s.tenant.pause.holds(row.is_write())
+    // A block is let go or held as a whole, at its MULTI: a part of it may be in the upstream's buffer already.
+    let writes = row.is_write() || matches!(row.name, "MULTI" | "EXEC");
+    if !s.tx.as_ref().is_some_and(|tx| tx.block)
+        && let Some(until) = s.tenant.pause.holds(writes)
         && !may_run_paused(row)
     {
-        return Flow::Again(Until::Unpaused(until, row.is_write()));
+        return Flow::Again(Until::Unpaused(until, writes));
     }
     transaction::notice_lost(s);
     if s.select_on_commit.is_some() {
@@ -211,8 +210,8 @@ fn aside(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
     if s.down.in_flight() > 0 {
         return Flow::Again(Until::Drained);
     }
-    match s.reach.pool.dedicated(Key { kind: Kind::Sort, ..s.key() }) {
-        Ok(conn) => s.own = Some(conn),
+    match s.dedicated(Kind::Sort) {
+        Ok(own) => s.own = Some(own),
         Err(error) => return s.refuse(error.to_line()),
     }
     match send(s, row, args, frame, spans, owed(s, row, args), false) {

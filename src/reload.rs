@@ -190,7 +190,7 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     }
     if old.log != new.log {
         names.push("log");
-        new.log = old.log.clone();
+        new.log = old.log;
     }
     names
 }

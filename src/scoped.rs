@@ -194,7 +194,7 @@ async fn work(
     match job {
         Job::Keys(pattern) => scope.keys(&pattern, limit).await,
         Job::Scan(scan) => scope.scan(scan).await,
-        Job::DbSize => Ok(Value::Int(i64::try_from(scope.count().await?).unwrap_or(i64::MAX))),
+        Job::DbSize => Ok(Value::Int(i64::try_from(scope.count_shared().await?).unwrap_or(i64::MAX))),
         Job::RandomKey => Ok(scope.random().await?.map_or(Value::Null, Value::Bulk)),
         Job::Flush { wait, unlink, .. } => {
             let run = flush::run(scope.clone(), dbs, unlink);
@@ -314,6 +314,12 @@ impl Scope {
         Ok(page(cursor, Vec::new()))
     }
 
+    /// A count that was begun after it was asked for; those who ask meanwhile share the next.
+    async fn count_shared(&self) -> Result<u64, UpstreamError> {
+        let gate = self.worker.shared.flushes.counting(self.tenant, self.db);
+        gate.pass(async || self.count().await).await
+    }
+
     async fn count(&self) -> Result<u64, UpstreamError> {
         let pattern = self.pattern(b"*");
         // A page may repeat names of an earlier one while the upstream rehashes; hashes of the names are enough to tell.
@@ -341,7 +347,7 @@ impl Scope {
             return Some(n);
         }
         let scope = self.clone();
-        let counting = tokio::task::spawn_local(async move { scope.count().await.ok() });
+        let counting = tokio::task::spawn_local(async move { scope.count_shared().await.ok() });
         match tokio::time::timeout(COUNT_WAIT, counting).await {
             Ok(Ok(Some(n))) => Some(n),
             _ => known.map(|(_, n)| n),

@@ -52,7 +52,13 @@ pub const READ: usize = 64 * 1024;
 pub const HELD: usize = 64 * 1024;
 /// Bytes read ahead from a client that waits in a blocking command, to see whether it has left.
 const READ_AHEAD: usize = 1024 * 1024;
-/// How long a client has to take its last replies, or to see an error before the close.
+/// How often a client with that much read ahead is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Bytes of answers made here that may wait behind a client's requests to the upstream.
+const WAITING: usize = 256 * 1024;
+/// What a client may have done in one turn: a command costs 1, an answer made here 1 more per 64 bytes.
+const TURN: u64 = 16 * 1024;
+/// How long a client that takes nothing has to take its last replies, or to see an error before the close.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// What to do after a request.
@@ -83,6 +89,8 @@ pub enum Until {
     Room(Rc<Conn>),
     /// The client has read most of its replies.
     Unsent(usize),
+    /// Others have had their turn.
+    Turn,
     /// The end of a CLIENT PAUSE, at this moment or when somebody ends it, for a command that writes or not.
     Unpaused(Instant, bool),
     /// A moment.
@@ -137,17 +145,23 @@ pub struct Session {
     /// The shared upstream connection it uses.
     pub lane: Option<Rc<Conn>>,
     /// The dedicated one it uses instead while it has one.
-    pub own: Option<Rc<Conn>>,
+    pub own: Option<Pinned>,
     /// Between MULTI and EXEC.
     pub tx: Option<Tx>,
     /// Keys are watched on `own`.
     pub watching: bool,
     /// Keys were watched on a connection that broke: the next EXEC must fail.
     pub watch_lost: bool,
-    /// SELECT inside an EXEC on its way: takes effect when that says so.
+    /// SELECT inside an EXEC on its way: takes effect if that says so.
     pub select_on_commit: Option<(Rc<Cell<bool>>, u32)>,
     /// CLIENT REPLY.
-    pub replies: Replies,
+    replies: Replies,
+    /// The reply to the command at hand is not wanted.
+    mute: bool,
+    /// What has been done this turn; see [`TURN`].
+    cost: u64,
+    /// Told to the client before the connection closes.
+    pub last_word: Option<String>,
     read: ReadHalf,
     spans: Vec<Span>,
     progress: Progress,
@@ -158,6 +172,7 @@ pub struct Session {
     /// The last read filled its share: there is more.
     more: bool,
     idle: Option<Pin<Box<Sleep>>>,
+    look_again: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -167,6 +182,33 @@ impl std::ops::Deref for FactsOf {
     type Target = ArcSwap<Facts>;
     fn deref(&self) -> &Self::Target {
         &self.0.facts
+    }
+}
+
+/// A dedicated connection in the hands of a session.
+#[derive(Debug)]
+pub struct Pinned {
+    conn: Rc<Conn>,
+    tenant: Arc<Tenant>,
+}
+
+impl Pinned {
+    /// The connection.
+    pub fn conn(&self) -> &Rc<Conn> {
+        &self.conn
+    }
+}
+
+impl std::ops::Deref for Pinned {
+    type Target = Conn;
+    fn deref(&self) -> &Conn {
+        &self.conn
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -209,6 +251,9 @@ impl Session {
             watch_lost: false,
             select_on_commit: None,
             replies: Replies::On,
+            mute: false,
+            cost: 0,
+            last_word: None,
             read,
             spans: Vec::new(),
             progress: Progress::default(),
@@ -217,6 +262,7 @@ impl Session {
             eof: false,
             more: false,
             idle: None,
+            look_again: None,
         }
     }
 
@@ -236,6 +282,11 @@ impl Session {
                     true
                 }
                 Step::Flow(Flow::Next) => true,
+                Step::Flow(Flow::Again(Until::Turn)) => {
+                    self.cost = 0;
+                    tokio::task::yield_now().await;
+                    true
+                }
                 Step::Flow(Flow::Again(until) | Flow::After(until)) => self.wait(until).await,
                 Step::Flow(Flow::Run(job)) => scoped::run(&mut self, job).await,
                 Step::Flow(Flow::Login(attempt)) => login::run(&mut self, attempt).await,
@@ -263,6 +314,9 @@ impl Session {
                 Step::Closed => break,
             };
             if !alive {
+                if let Some(text) = self.last_word.take() {
+                    self.finish(Some(&text)).await;
+                }
                 break;
             }
         }
@@ -277,7 +331,7 @@ impl Session {
         self.down.close();
         if let Some(own) = self.own {
             own.taint();
-            self.reach.pool.release(own);
+            self.reach.pool.release(Rc::clone(own.conn()));
         }
     }
 
@@ -343,12 +397,18 @@ impl Session {
                 self.watch_full();
             }
             self.unpin_when_done();
-            if alarm.leaving() && self.few_in_flight(0) && self.down.unsent() == 0 {
-                return Poll::Ready(Step::Closed);
+            if alarm.leaving() {
+                return Poll::Ready(Step::Eof);
             }
             if let Some(idle) = &mut self.idle
                 && idle.as_mut().poll(cx).is_ready()
             {
+                if self.down.in_flight() > 0 || self.down.unsent() > 0 {
+                    // Not idle: it waits for us, or reads.
+                    idle.as_mut().reset(Instant::now() + self.limits.idle.unwrap_or(LINGER));
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 tracing::debug!(client = %self.client.addr, "idle client disconnected");
                 return Poll::Ready(Step::Closed);
             }
@@ -400,7 +460,7 @@ impl Session {
             let parsed = request::parse(rest, &mut spans, &mut progress, &limits);
             let (n, flow) = match parsed {
                 Parsed::Incomplete => {
-                    let large = rest.len() > HELD || progress.bulk.is_some_and(|len| len > HELD as u64);
+                    let large = rest.len() > HELD && progress.argc > 0;
                     self.spans = spans;
                     self.progress = progress;
                     break (at, if large { Step::Big } else { Step::Input });
@@ -425,12 +485,20 @@ impl Session {
                 self.spans = spans;
             }
             self.progress = Progress::default();
+            self.cost += 1;
             match flow {
                 Flow::Next => at += n,
                 Flow::Again(until) => break (at, Step::Flow(Flow::Again(until))),
                 flow => break (at + n, Step::Flow(flow)),
             }
         };
+        if self.tx.as_ref().is_some_and(|tx| tx.block)
+            && let Some(lane) = &self.lane
+        {
+            // A block that stops halfway would swallow the requests of others; it never does, and if it did, this is what is safe.
+            tracing::error!("a transaction block was not whole: upstream connection closed");
+            lane.fail(&UpstreamError::Lost);
+        }
         (used, step)
     }
 
@@ -440,11 +508,21 @@ impl Session {
         if self.down.in_flight() >= most {
             return Some(Until::InFlight(most / 2));
         }
-        if let Some(conn) = self.own.as_ref().or(self.lane.as_ref())
-            && conn.congested()
+        if let Some(conn) = self.own.as_ref().map(Pinned::conn).or(self.lane.as_ref())
             && !conn.dead()
         {
-            return Some(Until::Room(Rc::clone(conn)));
+            if conn.congested() {
+                return Some(Until::Room(Rc::clone(conn)));
+            }
+            if conn.retired() && self.own.is_none() && self.down.in_flight() > 0 {
+                return Some(Until::Drained);
+            }
+        }
+        if self.down.waiting() > WAITING {
+            return Some(Until::Drained);
+        }
+        if self.cost > TURN {
+            return Some(Until::Turn);
         }
         let output = self.limits.output;
         (self.down.unsent() > output / 2).then_some(Until::Unsent(output / 4))
@@ -457,6 +535,7 @@ impl Session {
             _ => None,
         };
         let blocking = matches!(until, Until::Reply(_));
+        let may_leave = blocking || matches!(until, Until::Unpaused(..));
         self.client.blocked.store(blocking, Ordering::Relaxed);
         let alive = poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
@@ -472,6 +551,7 @@ impl Session {
                 Until::InFlight(n) => self.few_in_flight(*n),
                 Until::Room(conn) => conn.poll_room(cx).is_ready(),
                 Until::Unsent(n) => self.down.unsent() <= *n,
+                Until::Turn => true,
                 Until::Moment(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
                 Until::Unpaused(_, write) => {
                     timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready())
@@ -488,7 +568,7 @@ impl Session {
             if done {
                 return Poll::Ready(true);
             }
-            if blocking && self.poll_left(cx) {
+            if may_leave && self.poll_left(cx) {
                 return Poll::Ready(false);
             }
             Poll::Pending
@@ -513,6 +593,15 @@ impl Session {
 
     /// Whether a client that waits in a blocking command has left; what it sends meanwhile is held.
     fn poll_left(&mut self, cx: &mut std::task::Context<'_>) -> bool {
+        if self.held.len() - self.held_at >= READ_AHEAD {
+            // What is read no more still tells when the client hangs up, if it is asked now and then.
+            let again = self.look_again.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LOOK_AGAIN)));
+            if again.as_mut().poll(cx).is_ready() {
+                again.as_mut().reset(Instant::now() + LOOK_AGAIN);
+                cx.waker().wake_by_ref();
+            }
+            return self.read.peer_closed();
+        }
         while self.held.len() - self.held_at < READ_AHEAD {
             let mut scratch = self.worker.scratch.borrow_mut();
             match self.read.poll_read(cx, &mut scratch[..READ]) {
@@ -531,8 +620,15 @@ impl Session {
         }
         self.down.flush();
         let down = Rc::clone(&self.down);
+        loop {
+            // As long as it takes something, it has time.
+            let before = down.written();
+            let flushed = tokio::time::timeout(LINGER, poll_fn(|cx| down.poll_flush(cx))).await.is_ok();
+            if flushed || down.written() == before {
+                break;
+            }
+        }
         let deadline = Instant::now() + LINGER;
-        let _ = tokio::time::timeout_at(deadline, poll_fn(|cx| down.poll_flush(cx))).await;
         self.down.close();
         if self.eof {
             return;
@@ -566,9 +662,35 @@ impl Session {
         Key { kind: Kind::Data, tenant: self.tenant.id, db: self.tenant.db_base + self.db, proto: self.proto }
     }
 
-    /// Whether the reply to the command at hand is wanted.
+    /// Whether the reply to the command at hand is not wanted, however late it comes.
     pub fn muted(&self) -> bool {
-        !matches!(self.replies, Replies::On)
+        self.mute
+    }
+
+    /// The next command is at hand, maybe once more.
+    pub fn begin_command(&mut self) {
+        self.mute = !matches!(self.replies, Replies::On);
+    }
+
+    /// The command at hand is done with, but for its reply.
+    pub fn end_command(&mut self) {
+        self.paid = false;
+        self.replies = match self.replies {
+            Replies::Skip => Replies::SkipOne,
+            Replies::SkipOne => Replies::On,
+            other => other,
+        };
+    }
+
+    /// CLIENT REPLY as it is.
+    pub fn replies(&self) -> Replies {
+        self.replies
+    }
+
+    /// CLIENT REPLY, from the command at hand on.
+    pub fn set_replies(&mut self, mode: Replies) {
+        self.replies = mode;
+        self.begin_command();
     }
 
     /// The connection requests go to now.
@@ -577,12 +699,13 @@ impl Session {
     /// [`UpstreamError`] when there is none to be had.
     pub fn conn(&mut self) -> Result<Rc<Conn>, UpstreamError> {
         if let Some(own) = &self.own {
-            return Ok(Rc::clone(own));
+            return Ok(Rc::clone(own.conn()));
         }
         let key = self.key();
         if let Some(lane) = &self.lane
             && lane.key == key
             && !lane.dead()
+            && (!lane.retired() || self.down.in_flight() > 0)
         {
             return Ok(Rc::clone(lane));
         }
@@ -599,9 +722,31 @@ impl Session {
     pub fn pin(&mut self) -> Result<(), UpstreamError> {
         debug_assert_eq!(self.down.in_flight(), 0);
         if self.own.is_none() {
-            self.own = Some(self.reach.pool.dedicated(self.key())?);
+            self.own = Some(self.dedicated(Kind::Data)?);
         }
         Ok(())
+    }
+
+    /// A dedicated connection of the tenant's, which may have a share of them all and no more (isolation.md L6).
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when there is none to be had.
+    pub fn dedicated(&self, kind: Kind) -> Result<Pinned, UpstreamError> {
+        let share = self.reach.site.dedicated_share();
+        if self.tenant.pins.fetch_add(1, Ordering::Relaxed) >= share {
+            self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
+            return Err(UpstreamError::Busy(format!(
+                "{share} connections of this tenant's own are in use; see max_connections"
+            )));
+        }
+        let conn = self.reach.pool.dedicated(Key { kind, ..self.key() });
+        match conn {
+            Ok(conn) => Ok(Pinned { conn, tenant: Arc::clone(&self.tenant) }),
+            Err(error) => {
+                self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
+                Err(error)
+            }
+        }
     }
 
     /// Gives the dedicated connection back once no state and no reply needs it.
@@ -612,7 +757,7 @@ impl Session {
         if self.few_in_flight(0)
             && let Some(own) = self.own.take()
         {
-            self.reach.pool.release(own);
+            self.reach.pool.release(Rc::clone(own.conn()));
         }
     }
 
@@ -661,10 +806,12 @@ impl Session {
     }
 
     /// Answers from here, in order, whatever CLIENT REPLY says.
-    pub fn answer_bytes(&self, bytes: &[u8]) {
+    pub fn answer_bytes(&mut self, bytes: &[u8]) {
+        self.cost += bytes.len() as u64 / 64;
         if self.down.in_flight() == 0 {
             self.down.append(|out| out.extend_from_slice(bytes));
-        } else if let Some(conn) = self.own.as_ref().or(self.lane.as_ref()) {
+        } else if let Some(conn) = self.own.as_ref().map(Pinned::conn).or(self.lane.as_ref()) {
+            self.down.wait_with(bytes.len());
             conn.expect(&self.down, Owed::Local(Rc::from(bytes)), false);
         }
     }
@@ -699,7 +846,9 @@ impl Session {
     }
 
     /// Gives back what [`Session::take_partial`] took and was not used.
-    pub(crate) fn give_back(&mut self, rest: Vec<u8>) {
+    pub(crate) fn give_back(&mut self, mut rest: Vec<u8>) {
+        // What was read ahead meanwhile came later.
+        rest.extend_from_slice(&self.held[self.held_at..]);
         self.held = rest;
         self.held_at = 0;
     }

@@ -183,6 +183,11 @@ impl Site {
         }
     }
 
+    /// How many dedicated connections one tenant may have: half of all, so that neither shared ones nor other tenants' go short.
+    pub fn dedicated_share(&self) -> u32 {
+        u32::try_from(self.open.limit / 2).unwrap_or(u32::MAX).max(1)
+    }
+
     /// Connects as who `key` says, once more if its user has to be made again first.
     async fn connect(&self, key: &Key) -> io::Result<(ReadHalf, WriteHalf)> {
         loop {
@@ -294,9 +299,10 @@ impl Open {
         self.count.load(Ordering::Relaxed)
     }
 
-    fn acquire(&self) -> Result<(), UpstreamError> {
-        let taken =
-            self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1));
+    /// A place; dedicated connections leave the last tenth to shared ones.
+    fn acquire(&self, dedicated: bool) -> Result<(), UpstreamError> {
+        let limit = if dedicated { (self.limit * 9 / 10).max(1) } else { self.limit };
+        let taken = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
         taken
             .map(drop)
             .map_err(|_| UpstreamError::Busy(format!("max_connections ({}) to the upstream are in use", self.limit)))
@@ -398,10 +404,10 @@ impl Pool {
         let mut shared = self.shared.borrow_mut();
         let conns = shared.entry(key).or_default();
         let at = turn % self.env.site.per_key;
-        if let Some(conn) = conns.get(at).filter(|c| !c.dead()) {
+        if let Some(conn) = conns.get(at).filter(|c| !c.dead() && !c.retired()) {
             return Ok(Rc::clone(conn));
         }
-        let conn = self.open(key)?;
+        let conn = self.open(key, false)?;
         match conns.get_mut(at) {
             Some(place) => *place = Rc::clone(&conn),
             None => conns.push(Rc::clone(&conn)),
@@ -419,7 +425,7 @@ impl Pool {
                 return Ok(conn);
             }
         }
-        self.open(key)
+        self.open(key, true)
     }
 
     /// Takes a dedicated connection back, or closes it when its state would surprise its next user.
@@ -431,9 +437,9 @@ impl Pool {
         }
     }
 
-    fn open(&self, key: Key) -> Result<Rc<Conn>, UpstreamError> {
+    fn open(&self, key: Key, dedicated: bool) -> Result<Rc<Conn>, UpstreamError> {
         self.env.health.check()?;
-        self.env.site.open.acquire()?;
+        self.env.site.open.acquire(dedicated)?;
         let conn = Conn::open(&self.env, key);
         self.all.borrow_mut().push(Rc::downgrade(&conn));
         Ok(conn)

@@ -38,7 +38,7 @@ impl Bucket {
 
     /// Changes the rate; what is owed stays owed.
     pub fn set(&self, per_second: u64, burst: u64) {
-        let cost = if per_second == 0 { 0 } else { (1_000_000_000u64 << 16) / per_second };
+        let cost = (1_000_000_000u64 << 16).checked_div(per_second).unwrap_or(0);
         let burst = if burst == 0 { per_second } else { burst };
         self.depth.store(nanos(cost, burst), Ordering::Relaxed);
         self.cost.store(cost, Ordering::Relaxed);

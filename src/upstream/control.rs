@@ -31,8 +31,7 @@ impl Control {
     /// Runs one command on database `db`.
     ///
     /// # Errors
-    /// [`UpstreamError`]; an error reply of the upstream comes as `Unreachable` with its text, since scoped work sends nothing a healthy
-    /// upstream refuses.
+    /// [`UpstreamError`]; an error reply of the upstream comes as `Refused`.
     pub async fn query<T: FromRedisValue>(&self, db: u32, cmd: &Cmd) -> Result<T, UpstreamError> {
         let known = self.conns.borrow().get(&db).cloned();
         let mut conn = match known {
@@ -54,7 +53,7 @@ impl Control {
                 } else if error.is_io_error() {
                     UpstreamError::Lost
                 } else {
-                    UpstreamError::Unreachable(describe(&error))
+                    UpstreamError::Refused(describe(&error))
                 })
             }
             Err(_) => {
