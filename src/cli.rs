@@ -1,0 +1,179 @@
+//! The command line: what may be typed, and what it says about settings. Nothing but this file and `main.rs` names clap.
+
+use crate::config::CliOverrides;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Exit status for bad settings or arguments.
+pub const EXIT_USAGE: u8 = 64;
+
+/// A Redis protocol-compatible proxy that gives every tenant a private Redis behind one key prefix.
+#[derive(Debug, Parser)]
+#[command(name = "keyfence", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What keyfence can be told to do.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve clients (also without a subcommand)
+    Run,
+    /// Check the settings and the upstream, print what will and will not work, serve nothing
+    Check,
+    /// Show what would be done with a command: its class, what is sent upstream, or why it is refused
+    Explain {
+        /// The tenant that sends it; without tenants, leave it out
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+        /// The command and its arguments, after `--`
+        #[arg(required = true, last = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Print the table of commands as implemented
+    Commands {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+}
+
+/// How the table of commands is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns
+    Text,
+    /// One JSON document
+    Json,
+    /// A Markdown table
+    Markdown,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Settings (each goes before the environment and the file)")]
+struct Settings {
+    /// The settings file [default: ./config.toml if it is there]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where clients connect: host:port or unix:/path; may be repeated
+    #[arg(long, global = true, value_name = "ADDR")]
+    listen: Vec<String>,
+    /// The Redis behind: redis://host:port/db, unix:///path or "managed"
+    #[arg(long, global = true, value_name = "URL")]
+    upstream: Option<String>,
+    /// What every key begins with upstream
+    #[arg(long, global = true, value_name = "P")]
+    prefix: Option<String>,
+    /// Worker threads; 0: one per core
+    #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
+    workers: Option<String>,
+    /// Memory of the in-process tier (not served by this version yet)
+    #[arg(long, global = true, value_name = "SIZE")]
+    tier: Option<String>,
+    /// The admin listener; "" turns it off (nothing is served there yet)
+    #[arg(long, global = true, value_name = "ADDR")]
+    admin: Option<String>,
+    /// off, error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+/// Why there is nothing to run: the text to print, where, and the exit status.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 for help and version, [`EXIT_USAGE`] for bad arguments.
+    pub status: u8,
+    /// What to print: on standard output if `status` is 0, else on standard error.
+    pub text: String,
+}
+
+/// Reads the arguments, the program's name first.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Command, CliOverrides), Exit> {
+    let cli = Cli::try_parse_from(args)
+        .map_err(|e| Exit { status: if e.use_stderr() { EXIT_USAGE } else { 0 }, text: e.render().to_string() })?;
+    let s = cli.settings;
+    let overrides = CliOverrides {
+        config: s.config,
+        listen: s.listen,
+        upstream: s.upstream,
+        prefix: s.prefix,
+        workers: s.workers,
+        tier: s.tier,
+        admin: s.admin,
+        log_level: s.log_level,
+        log_format: s.log_format,
+    };
+    Ok((cli.command.unwrap_or(Command::Run), overrides))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn read(line: &str) -> Result<(Command, CliOverrides), Exit> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_subcommand_is_run() {
+        for line in ["keyfence", "keyfence run"] {
+            let (command, overrides) = read(line).unwrap();
+            assert_eq!(command, Command::Run);
+            assert!(overrides.listen.is_empty() && overrides.config.is_none());
+        }
+    }
+
+    #[test]
+    fn settings_stand_before_or_after_the_subcommand() {
+        let flags = "-c f --listen a:1 --listen unix:/b --upstream managed --prefix p: --workers 2 --tier 1MiB --admin c:3 \
+                     --log-level warn --log-format json";
+        for line in [format!("keyfence {flags}"), format!("keyfence run {flags}"), format!("keyfence {flags} run")] {
+            let (command, o) = read(&line).unwrap();
+            assert_eq!(command, Command::Run);
+            assert_eq!((o.config, o.listen), (Some("f".into()), vec!["a:1".to_string(), "unix:/b".to_string()]));
+            assert_eq!((o.upstream.as_deref(), o.prefix.as_deref()), (Some("managed"), Some("p:")));
+            assert_eq!((o.workers.as_deref(), o.tier.as_deref()), (Some("2"), Some("1MiB")));
+            assert_eq!((o.admin.as_deref(), o.log_level.as_deref()), (Some("c:3"), Some("warn")));
+            assert_eq!(o.log_format.as_deref(), Some("json"));
+        }
+    }
+
+    #[test]
+    fn explain_takes_the_command_whole() {
+        let (command, _) = read("keyfence explain --tenant acme -- SET k --version -c").unwrap();
+        let words = ["SET", "k", "--version", "-c"].map(OsString::from).to_vec();
+        assert_eq!(command, Command::Explain { tenant: Some("acme".into()), command: words });
+    }
+
+    #[test]
+    fn exits() {
+        for line in ["keyfence --help", "keyfence --version", "keyfence explain --help"] {
+            assert_eq!(read(line).unwrap_err().status, 0, "{line}");
+        }
+        for line in [
+            "keyfence nope",
+            "keyfence --nope",
+            "keyfence --listen",
+            "keyfence explain",
+            "keyfence explain GET k",
+            "keyfence commands --format xml",
+            "keyfence run x",
+            "keyfence -c a -c b",
+        ] {
+            assert_eq!(read(line).unwrap_err().status, EXIT_USAGE, "{line}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The client registry: what CLIENT LIST, KILL and INFO know of the connections of all workers.
+
+use std::{
+    collections::hash_map::RandomState,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+use tokio::time::Instant;
+
+use crate::{command::ROWS, downstream::Alarm};
+
+/// What a client says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// CLIENT SETNAME.
+    pub name: Vec<u8>,
+    /// CLIENT SETINFO LIB-NAME.
+    pub lib_name: Vec<u8>,
+    /// CLIENT SETINFO LIB-VER.
+    pub lib_ver: Vec<u8>,
+}
+
+/// One connection, as others see it. Its session writes, anyone reads; nothing here is waited for.
+#[derive(Debug)]
+pub struct Client {
+    /// CLIENT ID: keyfence's own number, never an upstream's.
+    pub id: u64,
+    /// The client's address.
+    pub addr: String,
+    /// The address it connected to.
+    pub laddr: String,
+    /// When it connected.
+    pub since: Instant,
+    /// Ends the session.
+    pub alarm: Arc<Alarm>,
+    /// Its tenant.
+    pub tenant: AtomicU32,
+    /// Selected database.
+    pub db: AtomicU32,
+    /// 2 or 3.
+    pub resp: AtomicU8,
+    /// Index of the last command's row.
+    pub last: AtomicU16,
+    /// Milliseconds after `since` at which it last sent something.
+    pub active: AtomicU64,
+    /// Commands queued in MULTI, or -1 (as `u32::MAX`).
+    pub queued: AtomicU32,
+    /// Waits in a blocking command.
+    pub blocked: AtomicBool,
+    /// See [`Labels`].
+    pub labels: Mutex<Labels>,
+}
+
+/// `queued` of a client outside MULTI.
+pub const NO_MULTI: u32 = u32::MAX;
+
+impl Client {
+    /// A copy of what it says of itself.
+    pub fn labels(&self) -> Labels {
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what it says of itself.
+    pub fn relabel(&self, change: impl FnOnce(&mut Labels)) {
+        change(&mut self.labels.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The line of CLIENT LIST, without its LF, in the form of Redis 7.2.
+    pub fn line(&self, user: &str) -> String {
+        let labels = self.labels();
+        let load = |a: &AtomicU32| a.load(Ordering::Relaxed);
+        let age = self.since.elapsed();
+        let idle = age.saturating_sub(std::time::Duration::from_millis(self.active.load(Ordering::Relaxed)));
+        let queued = load(&self.queued);
+        let (multi, mut flags) = if queued == NO_MULTI { (-1, String::new()) } else { (i64::from(queued), "x".to_owned()) };
+        if self.blocked.load(Ordering::Relaxed) {
+            flags.push('b');
+        }
+        if flags.is_empty() {
+            flags.push('N');
+        }
+        let row = ROWS.get(usize::from(self.last.load(Ordering::Relaxed)));
+        format!(
+            "id={} addr={} laddr={} fd=0 name={} age={} idle={} flags={flags} db={} sub=0 psub=0 ssub=0 multi={multi} watch=0 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={} user={user} redir=-1 resp={} lib-name={} lib-ver={}",
+            self.id,
+            self.addr,
+            self.laddr,
+            String::from_utf8_lossy(&labels.name),
+            age.as_secs(),
+            idle.as_secs(),
+            load(&self.db),
+            row.map_or_else(|| "NULL".into(), |r| r.lower_name()),
+            self.resp.load(Ordering::Relaxed),
+            String::from_utf8_lossy(&labels.lib_name),
+            String::from_utf8_lossy(&labels.lib_ver),
+        )
+    }
+}
+
+/// All connections of the process.
+#[derive(Debug, Default)]
+pub struct Clients {
+    map: DashMap<u64, Arc<Client>, RandomState>,
+    next: AtomicU64,
+}
+
+impl Clients {
+    /// The next connection's number.
+    pub fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Enters a connection.
+    pub fn insert(&self, client: Arc<Client>) {
+        self.map.insert(client.id, client);
+    }
+
+    /// Strikes a connection out.
+    pub fn remove(&self, id: u64) {
+        self.map.remove(&id);
+    }
+
+    /// How many there are, all tenants together.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The connections of one tenant, oldest first.
+    pub fn of(&self, tenant: u32) -> Vec<Arc<Client>> {
+        let mut own: Vec<Arc<Client>> =
+            self.map.iter().filter(|c| c.tenant.load(Ordering::Relaxed) == tenant).map(|c| Arc::clone(&c)).collect();
+        own.sort_unstable_by_key(|c| c.id);
+        own
+    }
+
+    /// Every connection.
+    pub fn all(&self) -> Vec<Arc<Client>> {
+        self.map.iter().map(|c| Arc::clone(&c)).collect()
+    }
+}

@@ -1,0 +1,262 @@
+//! From values by path to the typed [`Config`]: what a row alone cannot check, and how keys work together.
+
+use super::source::{Layers, NOT_SERVED};
+use super::{
+    AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Limits, Listen, Log, LogFormat, Prefix,
+    Scripts, Secret, Tenant, Tier, Tls, Upstream, UpstreamTls, endpoint, value,
+};
+
+impl Config {
+    pub(super) fn build(s: &Layers) -> Result<Self, ConfigError> {
+        let listen = listeners(s, "listen")?;
+        if listen.is_empty() {
+            return Err(s.error("listen", "names no address, so that nobody could connect"));
+        }
+        let idle = s.duration("client_idle_timeout");
+        let admin = s.text("admin.listen");
+        if !admin.is_empty() {
+            host_port(&admin).map_err(|e| s.error("admin.listen", e))?;
+        }
+        let config = Self {
+            listen,
+            workers: s.number("workers")?,
+            key_prefix: Prefix::new(&s.text("key_prefix")).map_err(|e| s.error("key_prefix", e))?,
+            max_clients: s.number("max_clients")?,
+            client_idle_timeout: (!idle.is_zero()).then_some(idle),
+            client_output_limit: s.number("client_output_limit")?,
+            shutdown_grace: s.duration("shutdown_grace"),
+            upstream: upstream(s, "upstream")?,
+            upstreams: s
+                .names("upstreams")
+                .map(|name| Ok((name.to_string(), upstream(s, &format!("upstreams.{name}"))?)))
+                .collect::<Result<_, ConfigError>>()?,
+            auth: Auth {
+                mode: if s.text("auth.mode") == "upstream" { AuthMode::Upstream } else { AuthMode::Static },
+                upstream_prefix: s.text("auth.upstream_prefix"),
+                default_tenant: s.text("auth.default_tenant"),
+            },
+            tenants: s.names("tenants").map(|name| tenant(s, name)).collect::<Result<_, _>>()?,
+            tier: Tier {
+                enabled: s.bool("tier.enabled"),
+                max_memory: s.number("tier.max_memory")?,
+                max_value: s.number("tier.max_value")?,
+                max_ttl: s.duration("tier.max_ttl"),
+                negative: s.bool("tier.negative"),
+            },
+            tls: Tls {
+                cert_file: s.text("tls.cert_file").into(),
+                key_file: s.text("tls.key_file").into(),
+                client_ca_file: s.text("tls.client_ca_file").into(),
+                client_auth: match s.text("tls.client_auth").as_str() {
+                    "optional" => ClientAuth::Optional,
+                    "required" => ClientAuth::Required,
+                    _ => ClientAuth::Off,
+                },
+            },
+            admin: Admin {
+                listen: (!admin.is_empty()).then_some(admin),
+                slowlog_threshold: s.duration("admin.slowlog_threshold"),
+                slowlog_length: s.number("admin.slowlog_length")?,
+            },
+            log: Log {
+                level: s.text("log.level").parse().map_err(|_| s.error("log.level", "not a level"))?,
+                format: if s.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
+            },
+        };
+        config.check_tenants(s)?;
+        Ok(config)
+    }
+
+    /// No tenant's prefix may begin with another's, and only one that is alone in its place may have none.
+    fn check_tenants(&self, s: &Layers) -> Result<(), ConfigError> {
+        for (i, a) in self.tenants.iter().enumerate() {
+            let key = format!("tenants.{}.prefix", a.name);
+            for (j, b) in self.tenants.iter().enumerate() {
+                let (Some(ours), Some(theirs)) = (&a.prefix, &b.prefix) else {
+                    if i != j && a.prefix.is_none() && a.upstream == b.upstream {
+                        let message = format!(
+                            "a tenant without a prefix must be alone on its upstream, and '{}' is there too",
+                            b.name
+                        );
+                        return Err(s.error(&key, message));
+                    }
+                    continue;
+                };
+                if i != j && ours.as_bytes().starts_with(theirs.as_bytes()) {
+                    return Err(
+                        s.error(&key, format!("'{ours}' begins with '{theirs}', the prefix of tenant '{}'", b.name))
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the rows cannot say: single values that this version parses but does not serve.
+    pub(super) fn refuse_unserved(&self, s: &Layers) -> Result<(), ConfigError> {
+        if self.listen.iter().any(|l| matches!(l, Listen::Tls(_))) {
+            return Err(s.error("listen", format!("tls: {NOT_SERVED}")));
+        }
+        if self.upstream.acl_wall == AclWall::Require {
+            return Err(s.error("upstream.acl_wall", NOT_SERVED));
+        }
+        Ok(())
+    }
+}
+
+fn upstream(s: &Layers, section: &str) -> Result<Upstream, ConfigError> {
+    let key = |name: &str| format!("{section}.{name}");
+    let url = key("url");
+    let text = s.text(&url);
+    let rank = s.origin(&url).rank();
+    // A host or port from a place that goes before the url's is the newer word.
+    let named = s.origin(&key("host")).rank().max(s.origin(&key("port")).rank());
+    let address = if text.is_empty() || named > rank {
+        None
+    } else {
+        Some(endpoint::parse(&text).map_err(|e| s.error(&url, e))?)
+    };
+    let endpoint = match &address {
+        None => {
+            let host = s.text(&key("host"));
+            if host.is_empty() {
+                return Err(s.error(&key("host"), "names no host"));
+            }
+            Endpoint::Tcp { host, port: s.number(&key("port"))? }
+        }
+        Some(address) => match &address.place {
+            Some(endpoint::Place::Tcp(host, port)) => Endpoint::Tcp { host: host.clone(), port: *port },
+            Some(endpoint::Place::Unix(path)) => Endpoint::Unix(path.clone()),
+            None => {
+                let dir = s.text(&key("managed.dir"));
+                if dir.is_empty() {
+                    return Err(s.error(&key("managed.dir"), "names no folder"));
+                }
+                let save = s.text(&key("managed.save"));
+                check_save(&save).map_err(|e| s.error(&key("managed.save"), e))?;
+                Endpoint::Managed { dir: dir.into(), save }
+            }
+        },
+    };
+    if matches!(endpoint, Endpoint::Managed { .. }) {
+        for name in ["username", "password"] {
+            if !s.text(&key(name)).is_empty() {
+                return Err(s.error(&key(name), "a managed upstream takes no login: nobody but us reaches its socket"));
+            }
+        }
+    }
+    let address = address.unwrap_or_default();
+    // What the url says holds, unless the key of its own stands in a place that goes before the url's.
+    let newer = |name: &str| s.origin(&key(name)).rank() > rank;
+    Ok(Upstream {
+        endpoint,
+        db: match address.db {
+            Some(db) if !newer("db") => db,
+            _ => s.number(&key("db"))?,
+        },
+        username: address.username.filter(|_| !newer("username")).unwrap_or_else(|| s.text(&key("username"))),
+        password: Secret::new(
+            address.password.filter(|_| !newer("password")).unwrap_or_else(|| s.text(&key("password"))),
+        ),
+        use_tls: s.bool(&key("use_tls")),
+        socket_timeout: s.duration(&key("socket_timeout")),
+        connect_timeout: s.duration(&key("connect_timeout")),
+        connections_per_worker: s.number(&key("connections_per_worker"))?,
+        max_connections: s.number(&key("max_connections"))?,
+        acl_wall: match s.text(&key("acl_wall")).as_str() {
+            "require" => AclWall::Require,
+            "off" => AclWall::Off,
+            _ => AclWall::Auto,
+        },
+        tls: UpstreamTls {
+            ca_file: s.text(&key("tls.ca_file")).into(),
+            cert_file: s.text(&key("tls.cert_file")).into(),
+            key_file: s.text(&key("tls.key_file")).into(),
+            server_name: s.text(&key("tls.server_name")),
+            insecure_skip_verify: s.bool(&key("tls.insecure_skip_verify")),
+        },
+    })
+}
+
+fn tenant(s: &Layers, name: &str) -> Result<Tenant, ConfigError> {
+    let key = |part: &str| format!("tenants.{name}.{part}");
+    let prefix = if s.is_set(&key("prefix")) { s.text(&key("prefix")) } else { format!("{name}:") };
+    let limit = |part: &str| s.number(&key(&format!("limits.{part}")));
+    Ok(Tenant {
+        name: name.into(),
+        prefix: match prefix.as_str() {
+            "" => None,
+            text => Some(Prefix::new(text).map_err(|e| s.error(&key("prefix"), e))?),
+        },
+        passwords: s.texts(&key("passwords")).into_iter().map(Secret::new).collect(),
+        upstream: s.text(&key("upstream")),
+        db: s.number(&key("db"))?,
+        databases: s.number(&key("databases"))?,
+        listen: listeners(s, &key("listen"))?,
+        tls_identities: s.texts(&key("tls_identities")),
+        allow: s.texts(&key("commands.allow")),
+        deny: s.texts(&key("commands.deny")),
+        scripts: match s.text(&key("scripts")).as_str() {
+            "on" => Scripts::On,
+            "off" => Scripts::Off,
+            _ => Scripts::Auto,
+        },
+        limits: Limits {
+            ops_per_second: limit("ops_per_second")?,
+            burst: limit("burst")?,
+            bytes_per_second: limit("bytes_per_second")?,
+            connections: limit("connections")?,
+            keys: limit("keys")?,
+            memory: limit("memory")?,
+            value_size: limit("value_size")?,
+            in_flight: limit("in_flight")?,
+        },
+        tier: s.bool(&key("tier")),
+    })
+}
+
+fn listeners(s: &Layers, key: &str) -> Result<Vec<Listen>, ConfigError> {
+    let mut all = Vec::new();
+    for text in s.texts(key) {
+        let listen = if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err(s.error(key, "unix: names no path"));
+            }
+            Listen::Unix(path.into())
+        } else {
+            let (make, address): (fn(String) -> Listen, &str) = match text.strip_prefix("tls:") {
+                Some(address) => (Listen::Tls, address),
+                None => (Listen::Tcp, &text),
+            };
+            make(host_port(address).map_err(|e| s.error(key, e))?)
+        };
+        if all.contains(&listen) {
+            return Err(s.error(key, format!("{} is named twice", value::quoted(&text))));
+        }
+        all.push(listen);
+    }
+    Ok(all)
+}
+
+fn host_port(text: &str) -> Result<String, String> {
+    let wrong = |why: &str| format!("{} is not host:port{why}", value::quoted(text));
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("; there is no port"))?;
+    if host.is_empty() {
+        return Err(wrong(&format!("; for every address write 0.0.0.0:{port}")));
+    }
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.contains(char::is_whitespace) || host.contains(':') && !bracketed {
+        return Err(wrong("; an IPv6 address stands in brackets, as [::1]:6380"));
+    }
+    port.parse::<u16>().map_err(|_| wrong("; a port is 0 to 65535"))?;
+    Ok(text.to_string())
+}
+
+/// Pairs of whole numbers, as Redis's `save`.
+fn check_save(text: &str) -> Result<(), String> {
+    let parts: Vec<&str> = text.split_ascii_whitespace().collect();
+    if parts.len().is_multiple_of(2) && parts.iter().all(|p| p.parse::<u32>().is_ok_and(|n| n > 0)) {
+        return Ok(());
+    }
+    Err(format!("{} is not pairs of seconds and changes, such as \"3600 1 300 100\"", value::quoted(text)))
+}

@@ -1,0 +1,182 @@
+//! The settings as data: one row a key. The reader, the environment, the defaults, the suggestions and
+//! `docs/configuration.md` all come from these rows.
+
+use super::value::Kind;
+
+/// One key of the settings.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its path; `*` stands for a name the operator chooses.
+    pub path: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// Its default, as the file writes it.
+    pub default: &'static str,
+    /// Whether a change needs a restart even where settings can be reloaded.
+    pub restart: bool,
+    /// Parsed, but anything other than the default is refused by this version.
+    pub later: bool,
+    /// What it does, in one line.
+    pub about: &'static str,
+}
+
+impl Setting {
+    /// The environment variable that sets it, with `<NAME>` for a chosen name.
+    pub fn variable(&self) -> String {
+        format!("{VARIABLES}{}", self.path.replace('*', "<NAME>").replace('.', "__").to_ascii_uppercase())
+    }
+}
+
+/// What the environment variables begin with.
+pub(super) const VARIABLES: &str = "KEYFENCE_";
+
+const fn row(path: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Setting {
+    Setting { path, kind, default, restart: false, later: false, about }
+}
+
+const fn restart(path: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Setting {
+    Setting { restart: true, ..row(path, kind, default, about) }
+}
+
+const fn later(path: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Setting {
+    Setting { later: true, ..row(path, kind, default, about) }
+}
+
+use Kind::{Bool, Choice, Duration, Int, Secret, Secrets, Size, Text, Texts};
+
+const ANY: u64 = u64::MAX;
+const DB: Kind = Int(0, 65_535);
+const PORT: Kind = Int(1, 65_535);
+const WALL: Kind = Choice(&["auto", "require", "off"]);
+const VALUE: u64 = 512 << 20;
+
+/// Every key, in the order of `config.toml`.
+#[rustfmt::skip]
+pub static SETTINGS: &[Setting] = &[
+    restart("listen", Texts, r#"["127.0.0.1:6380"]"#, "Where clients connect: `host:port`, `unix:/path`; `tls:host:port` is not served yet."),
+    restart("workers", Int(0, 1024), "0", "Worker threads; 0: one per core."),
+    row("key_prefix", Text, r#""keyfence:""#, "The namespace of everybody when there are no tenants."),
+    row("max_clients", Int(1, 1_000_000), "10000", "Most client connections at once; one over it gets an error."),
+    row("client_idle_timeout", Duration(0), r#""0s""#, "A client silent for this long is disconnected; 0: never."),
+    row("client_output_limit", Size(1024, ANY), r#""64MiB""#, "A client with more replies than this unread is disconnected."),
+    row("shutdown_grace", Duration(0), r#""10s""#, "How long requests in flight may take to finish at a stop."),
+    row("upstream.url", Secret, r#""""#, "`redis://`, `redis+unix://`, `unix://` or `managed`; empty: `host` and `port`."),
+    row("upstream.host", Text, r#""localhost""#, "Used when `url` is empty, or set in a place that goes before its own."),
+    row("upstream.port", PORT, "6379", "As `host`."),
+    row("upstream.db", DB, "0", "The database; one in `url` goes before it."),
+    row("upstream.username", Text, r#""""#, "The user to log in as; one in `url` goes before it. Empty: `default`."),
+    row("upstream.password", Secret, r#""""#, "The password; one in `url` goes before it. Empty: no login."),
+    later("upstream.use_tls", Bool, "false", "TLS to the upstream."),
+    row("upstream.socket_timeout", Duration(1), r#""5s""#, "The longest one request may take, queueing included."),
+    row("upstream.connect_timeout", Duration(1), r#""1s""#, "The longest one attempt to connect may take."),
+    row("upstream.connections_per_worker", Int(1, 64), "1", "Shared connections of each worker and tenant."),
+    row("upstream.max_connections", Int(1, 100_000), "1000", "Most connections of all kinds; past it an error, not a stall."),
+    row("upstream.acl_wall", WALL, r#""auto""#, "The upstream's own ACL as a second wall; `require` is not served yet."),
+    later("upstream.tls.ca_file", Text, r#""""#, "Certificate authority of the upstream."),
+    later("upstream.tls.cert_file", Text, r#""""#, "Our certificate."),
+    later("upstream.tls.key_file", Text, r#""""#, "Its key."),
+    later("upstream.tls.server_name", Text, r#""""#, "The name to expect in the upstream's certificate; empty: its host."),
+    later("upstream.tls.insecure_skip_verify", Bool, "false", "Accept any certificate."),
+    row("upstream.managed.dir", Text, r#""keyfence-data""#, "Data folder of a managed upstream; made if absent."),
+    row("upstream.managed.save", Text, r#""3600 1 300 100 60 10000""#, "When it saves: pairs of seconds and changes; empty: never."),
+    later("upstreams.*.url", Secret, r#""""#, "As `upstream.url`."),
+    later("upstreams.*.host", Text, r#""localhost""#, "As `upstream.host`."),
+    later("upstreams.*.port", PORT, "6379", "As `upstream.port`."),
+    later("upstreams.*.db", DB, "0", "As `upstream.db`."),
+    later("upstreams.*.username", Text, r#""""#, "As `upstream.username`."),
+    later("upstreams.*.password", Secret, r#""""#, "As `upstream.password`."),
+    later("upstreams.*.use_tls", Bool, "false", "As `upstream.use_tls`."),
+    later("upstreams.*.socket_timeout", Duration(1), r#""5s""#, "As `upstream.socket_timeout`."),
+    later("upstreams.*.connect_timeout", Duration(1), r#""1s""#, "As `upstream.connect_timeout`."),
+    later("upstreams.*.connections_per_worker", Int(1, 64), "1", "As `upstream.connections_per_worker`."),
+    later("upstreams.*.max_connections", Int(1, 100_000), "1000", "As `upstream.max_connections`."),
+    later("upstreams.*.acl_wall", WALL, r#""auto""#, "As `upstream.acl_wall`."),
+    later("upstreams.*.tls.ca_file", Text, r#""""#, "As `upstream.tls.ca_file`."),
+    later("upstreams.*.tls.cert_file", Text, r#""""#, "As `upstream.tls.cert_file`."),
+    later("upstreams.*.tls.key_file", Text, r#""""#, "As `upstream.tls.key_file`."),
+    later("upstreams.*.tls.server_name", Text, r#""""#, "As `upstream.tls.server_name`."),
+    later("upstreams.*.tls.insecure_skip_verify", Bool, "false", "As `upstream.tls.insecure_skip_verify`."),
+    later("upstreams.*.managed.dir", Text, r#""keyfence-data""#, "As `upstream.managed.dir`."),
+    later("upstreams.*.managed.save", Text, r#""3600 1 300 100 60 10000""#, "As `upstream.managed.save`."),
+    later("auth.mode", Choice(&["static", "upstream"]), r#""static""#, "Who checks a login: `[tenants]`, or the upstream's own ACL."),
+    row("auth.upstream_prefix", Text, r#""{user}:""#, "With mode `upstream`: the prefix that a login name makes."),
+    later("auth.default_tenant", Text, r#""""#, "Who a connection is before it logs in."),
+    later("tenants.*.prefix", Text, r#""<name>:""#, "What this tenant's names begin with upstream."),
+    later("tenants.*.passwords", Secrets, "[]", "Passwords or their hashes."),
+    later("tenants.*.upstream", Text, r#""default""#, "The upstream it lives on."),
+    later("tenants.*.db", DB, "0", "Its first database."),
+    later("tenants.*.databases", Int(1, 65_536), "1", "How many databases SELECT may reach, from `db` upward."),
+    later("tenants.*.listen", Texts, "[]", "Addresses where a connection is this tenant without a login."),
+    later("tenants.*.tls_identities", Texts, "[]", "Names in a client certificate, or SNI names, that are this tenant."),
+    later("tenants.*.commands.allow", Texts, "[]", "Commands it may run besides the usual ones."),
+    later("tenants.*.commands.deny", Texts, "[]", "Commands it may not run."),
+    later("tenants.*.scripts", Choice(&["auto", "on", "off"]), r#""auto""#, "Whether it may run scripts; auto: behind a wall."),
+    later("tenants.*.limits.ops_per_second", Int(0, ANY), "0", "Commands per second; 0: no limit."),
+    later("tenants.*.limits.burst", Int(0, ANY), "0", "Commands at once above the rate; 0: none."),
+    later("tenants.*.limits.bytes_per_second", Size(0, ANY), r#""0B""#, "Bytes per second; 0: no limit."),
+    later("tenants.*.limits.connections", Int(0, ANY), "0", "Connections; 0: no limit."),
+    later("tenants.*.limits.keys", Int(0, ANY), "0", "Keys; 0: no limit."),
+    later("tenants.*.limits.memory", Size(0, ANY), r#""0B""#, "Memory upstream; 0: no limit."),
+    later("tenants.*.limits.value_size", Size(0, ANY), r#""512MiB""#, "The longest value; 0: no limit."),
+    later("tenants.*.limits.in_flight", Int(0, ANY), "10000", "Requests in flight; 0: no limit."),
+    later("tenants.*.tier", Bool, "false", "Whether the in-process tier may keep its values."),
+    later("tier.enabled", Bool, "false", "The in-process tier."),
+    row("tier.max_memory", Size(1, ANY), r#""256MiB""#, "With the tier: its keys, values and bookkeeping."),
+    row("tier.max_value", Size(1, VALUE), r#""1MiB""#, "With the tier: the longest value it keeps."),
+    row("tier.max_ttl", Duration(1), r#""10m""#, "With the tier: the most any entry may age, whatever its own TTL."),
+    row("tier.negative", Bool, "true", "With the tier: keep \"no such key\" too."),
+    later("tls.cert_file", Text, r#""""#, "Certificate of the `tls:` listeners."),
+    later("tls.key_file", Text, r#""""#, "Its key."),
+    later("tls.client_ca_file", Text, r#""""#, "Certificate authority of client certificates."),
+    later("tls.client_auth", Choice(&["off", "optional", "required"]), r#""off""#, "Whether a client shows a certificate."),
+    restart("admin.listen", Text, r#""127.0.0.1:9180""#, "Metrics, health and status; empty: off. Accepted, nothing listens there yet."),
+    row("admin.slowlog_threshold", Duration(0), r#""10ms""#, "Requests slower than this are kept. Accepted, no effect yet."),
+    row("admin.slowlog_length", Int(0, 1_000_000), "128", "How many are kept. Accepted, no effect yet."),
+    row("log.level", Choice(&["off", "error", "warn", "info", "debug", "trace"]), r#""info""#, "The least grave messages that are written."),
+    row("log.format", Choice(&["text", "json"]), r#""text""#, "One line of text, or one JSON object, a message."),
+];
+
+/// Whether `path` names exactly what `pattern` does, `*` standing for one part.
+pub(super) fn matches(pattern: &str, path: &[&str]) -> bool {
+    parts_match(pattern, path) && pattern.split('.').count() == path.len()
+}
+
+/// Whether `path` is a section above some key.
+pub(super) fn is_section(path: &[&str]) -> bool {
+    SETTINGS.iter().any(|s| parts_match(s.path, path) && s.path.split('.').count() > path.len())
+}
+
+/// The row of a key.
+pub(super) fn find(path: &[&str]) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|s| matches(s.path, path))
+}
+
+fn parts_match(pattern: &str, path: &[&str]) -> bool {
+    let mut parts = pattern.split('.');
+    path.iter().all(|p| parts.next().is_some_and(|part| part == "*" || part == *p))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_unique_and_never_both_key_and_section() {
+        for (i, setting) in SETTINGS.iter().enumerate() {
+            let path: Vec<&str> = setting.path.split('.').collect();
+            assert!(!is_section(&path), "{}", setting.path);
+            assert!(SETTINGS.iter().skip(i + 1).all(|other| other.path != setting.path), "{}", setting.path);
+        }
+    }
+
+    #[test]
+    fn further_upstreams_have_the_keys_of_the_first() {
+        let of = |section: &str| -> Vec<(String, Kind, &str)> {
+            SETTINGS
+                .iter()
+                .filter_map(|s| Some((s.path.strip_prefix(section)?.to_string(), s.kind, s.default)))
+                .collect()
+        };
+        assert_eq!(of("upstream."), of("upstreams.*."));
+    }
+}

@@ -1,0 +1,372 @@
+//! The settings as an operator meets them: one text in, one [`Config`] or one sentence out.
+
+use super::*;
+
+fn read(file: &str, env: &[(&str, &str)], cli: &CliOverrides) -> Result<Config, String> {
+    let env = env.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string()));
+    Config::read(Some((Path::new("config.toml"), file)), env, cli).map_err(|e| e.to_string())
+}
+
+fn file(text: &str) -> Result<Config, String> {
+    read(text, &[], &CliOverrides::default())
+}
+
+fn env(pairs: &[(&str, &str)]) -> Result<Config, String> {
+    read("", pairs, &CliOverrides::default())
+}
+
+fn tcp(host: &str, port: u16) -> Endpoint {
+    Endpoint::Tcp { host: host.into(), port }
+}
+
+#[test]
+fn the_defaults_are_the_contract() {
+    let c = Config::default();
+    assert_eq!(c.listen, [Listen::Tcp("127.0.0.1:6380".into())]);
+    assert_eq!((c.workers, c.max_clients, c.client_output_limit), (0, 10_000, 64 << 20));
+    assert_eq!(c.key_prefix.as_bytes(), b"keyfence:");
+    assert_eq!((c.client_idle_timeout, c.shutdown_grace), (None, Duration::from_secs(10)));
+    let u = &c.upstream;
+    assert_eq!((&u.endpoint, u.db, u.username.as_str(), u.password.is_empty()), (&tcp("localhost", 6379), 0, "", true));
+    assert_eq!((u.socket_timeout, u.connect_timeout), (Duration::from_secs(5), Duration::from_secs(1)));
+    assert_eq!((u.connections_per_worker, u.max_connections, u.acl_wall), (1, 1000, AclWall::Auto));
+    assert_eq!(c.admin.listen.as_deref(), Some("127.0.0.1:9180"));
+    assert_eq!((c.admin.slowlog_threshold, c.admin.slowlog_length), (Duration::from_millis(10), 128));
+    assert_eq!((c.log.level, c.log.format), (LevelFilter::INFO, LogFormat::Text));
+    assert_eq!((c.tier.enabled, c.tier.max_memory, c.tier.max_value), (false, 256 << 20, 1 << 20));
+    assert_eq!((c.tier.max_ttl, c.tier.negative), (Duration::from_secs(600), true));
+    assert_eq!((c.auth.mode, c.auth.upstream_prefix.as_str()), (AuthMode::Static, "{user}:"));
+    assert!(c.tenants.is_empty() && c.upstreams.is_empty());
+    assert_eq!(DATABASES, 16);
+}
+
+#[test]
+fn a_higher_place_goes_before_a_lower_one() {
+    let text = "workers = 1\nkey_prefix = \"f:\"\nmax_clients = 5";
+    let vars = [("KEYFENCE_WORKERS", "2"), ("KEYFENCE_KEY_PREFIX", "e:"), ("PATH", "/bin")];
+    let cli = CliOverrides { workers: Some("3".into()), ..CliOverrides::default() };
+    let c = read(text, &vars, &cli).unwrap();
+    assert_eq!((c.workers, c.key_prefix.as_bytes(), c.max_clients), (3, &b"e:"[..], 5));
+}
+
+#[test]
+fn every_flag_arrives() {
+    let cli = CliOverrides {
+        config: None,
+        listen: vec!["[::1]:0".into(), "unix:/run/k.sock".into()],
+        upstream: Some("redis://u:p@h:7/3".into()),
+        prefix: Some("p:".into()),
+        workers: Some("4".into()),
+        tier: None,
+        admin: Some(String::new()),
+        log_level: Some("debug".into()),
+        log_format: Some("json".into()),
+    };
+    let c = read("", &[], &cli).unwrap();
+    assert_eq!(c.listen, [Listen::Tcp("[::1]:0".into()), Listen::Unix("/run/k.sock".into())]);
+    assert_eq!((&c.upstream.endpoint, c.upstream.db, c.upstream.username.as_str()), (&tcp("h", 7), 3, "u"));
+    assert_eq!((c.upstream.password.expose(), c.key_prefix.as_bytes(), c.workers), ("p", &b"p:"[..], 4));
+    assert_eq!((c.admin.listen, c.log.level, c.log.format), (None, LevelFilter::DEBUG, LogFormat::Json));
+    let cli = CliOverrides { tier: Some("1GiB".into()), ..CliOverrides::default() };
+    assert_eq!(read("", &[], &cli), Err("--tier: tier.enabled: not served by this version yet".into()));
+}
+
+#[test]
+fn every_key_has_a_variable() {
+    for row in table::SETTINGS {
+        let name = row.variable().replace("<NAME>", "ACME");
+        let text = row.default.trim_matches(['[', ']', '"']).replace("\"", "").replace("<name>", "acme");
+        let text = if row.path == "listen" { "127.0.0.1:6380".into() } else { text };
+        // A default is a fair value of every key: a section that names a tenant or an upstream is refused as such.
+        match env(&[(&name, &text)]) {
+            Ok(c) => assert_eq!(c, Config::default(), "{name}"),
+            Err(e) => assert!(row.path.contains('*') && e.ends_with(": not served by this version yet"), "{e}"),
+        }
+    }
+    let c = env(&[("KEYFENCE_LISTEN", "127.0.0.1:1, unix:/a"), ("KEYFENCE_UPSTREAM__HOST", "h")]).unwrap();
+    assert_eq!(c.listen, [Listen::Tcp("127.0.0.1:1".into()), Listen::Unix("/a".into())]);
+    assert_eq!(c.upstream.endpoint, tcp("h", 6379));
+}
+
+#[test]
+fn an_unknown_key_names_its_place_and_the_nearest_known_one() {
+    let text = "workers = 1\n\n[upstream]\nhots = \"h\"\n";
+    assert_eq!(file(text), Err("config.toml:4: upstream.hots: unknown key; did you mean 'host'?".into()));
+    assert_eq!(
+        file("[upstream.tls]\nca_flie = \"\""),
+        Err("config.toml:2: upstream.tls.ca_flie: unknown key; did you mean 'ca_file'?".into())
+    );
+    assert_eq!(file("[upstraem]"), Err("config.toml:1: upstraem: unknown key; did you mean 'upstream'?".into()));
+    assert_eq!(
+        env(&[("KEYFENCE_WORKER", "1")]),
+        Err("KEYFENCE_WORKER: unknown variable; did you mean 'KEYFENCE_WORKERS'?".into())
+    );
+}
+
+#[test]
+fn variables_that_are_not_ours_are_left_alone() {
+    let others =
+        ["KEYFENCE_PORT", "KEYFENCE_PORT_6380_TCP_ADDR", "KEYFENCE_SERVICE_HOST", "KEYFENCE_SERVICE_PORT_REDIS"];
+    for name in others.iter().chain(&["KEYFENCE_BLESS", "KEYFENCED_X"]) {
+        assert!(env(&[(name, "tcp://10.0.0.1:6380")]).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn a_wrong_value_names_its_place() {
+    for (text, error) in [
+        ("workers = \"2\"", "config.toml:1: workers: expected a whole number, found a text"),
+        ("\nworkers = 2000", "config.toml:2: workers: 2000 is not between 0 and 1024"),
+        ("workers = -1", "config.toml:1: workers: -1 is below 0"),
+        ("listen = []", "config.toml:1: listen: names no address, so that nobody could connect"),
+        (
+            "listen = [\":6380\"]",
+            "config.toml:1: listen: ':6380' is not host:port; for every address write 0.0.0.0:6380",
+        ),
+        ("listen = [\"a:1\", \"a:1\"]", "config.toml:1: listen: 'a:1' is named twice"),
+        ("listen = \"a:1\"", "config.toml:1: listen: expected a list such as [\"a\", \"b\"], found a text"),
+        (
+            "listen = [1]",
+            "config.toml:1: listen: expected a list such as [\"a\", \"b\"], found a list of other things than texts",
+        ),
+        ("upstream = 3", "config.toml:1: upstream: expected a section with keys of its own"),
+        (
+            "[upstream]\nsocket_timeout = 5",
+            "config.toml:2: upstream.socket_timeout: 5 needs a unit, such as \"5s\" or \"5ms\"",
+        ),
+        (
+            "[upstream]\nsocket_timeout = \"0s\"",
+            "config.toml:2: upstream.socket_timeout: '0s' is too short; the least is 1ms",
+        ),
+        ("client_output_limit = \"1KB\"", "config.toml:1: client_output_limit: 1000B is below 1024B"),
+        (
+            "[log]\nlevel = \"loud\"",
+            "config.toml:2: log.level: 'loud' is not one of off, error, warn, info, debug, trace",
+        ),
+        (
+            "[upstream]\nurl = \"managed\"\nmanaged.save = \"60\"",
+            "config.toml:3: upstream.managed.save: '60' is not pairs of seconds and changes, such as \"3600 1 300 100\"",
+        ),
+        ("[admin]\nlisten = \"9180\"", "config.toml:2: admin.listen: '9180' is not host:port; there is no port"),
+        ("workers = 1\nworkers = 2", "config.toml:2: duplicate key"),
+    ] {
+        assert_eq!(file(text).err().as_deref(), Some(error));
+    }
+    assert_eq!(env(&[("KEYFENCE_WORKERS", "many")]), Err("KEYFENCE_WORKERS: 'many' is not a whole number".into()));
+    let cli = CliOverrides { prefix: Some("a*".into()), ..CliOverrides::default() };
+    let error = read("", &[], &cli).unwrap_err();
+    assert!(error.starts_with("--prefix: a prefix may not hold '*', which means something in a pattern;"), "{error}");
+    assert!(
+        env(&[("KEYFENCE_KEY_PREFIX", "")]).unwrap_err().starts_with("KEYFENCE_KEY_PREFIX: a prefix must not be empty")
+    );
+}
+
+#[test]
+fn whatever_the_file_holds_the_error_is_one_line() {
+    for text in [
+        "=",
+        "[",
+        "a = \"\n\"",
+        "\"a\\nb\" = 1",
+        "key_prefix = \"a\\nb\"",
+        "[log]\nlevel = \"a\\nb\"",
+        "[tenants.\"a\\nb\"]",
+        "x = [[[[",
+    ] {
+        let error = file(text).unwrap_err();
+        assert!(!error.contains('\n') && error.starts_with("config.toml:"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_served_yet_is_refused_by_name() {
+    for (text, error) in [
+        ("[tenants.acme]", "config.toml:1: tenants.acme: not served by this version yet"),
+        ("tenants.acme.prefix = \"a:\"", "config.toml:1: tenants.acme: not served by this version yet"),
+        ("[upstreams.other]\nport = 1", "config.toml:1: upstreams.other: not served by this version yet"),
+        ("[auth]\nmode = \"upstream\"", "config.toml:2: auth.mode: not served by this version yet"),
+        ("[auth]\ndefault_tenant = \"a\"", "config.toml:2: auth.default_tenant: not served by this version yet"),
+        ("listen = [\"tls:a:1\"]", "config.toml:1: listen: tls: not served by this version yet"),
+        ("[upstream]\nuse_tls = true", "config.toml:2: upstream.use_tls: not served by this version yet"),
+        (
+            "[upstream]\ntls = { ca_file = \"a\" }",
+            "config.toml:2: upstream.tls.ca_file: not served by this version yet",
+        ),
+        ("[upstream]\nacl_wall = \"require\"", "config.toml:2: upstream.acl_wall: not served by this version yet"),
+        ("[upstream]\nurl = \"rediss://h\"", "config.toml:2: upstream.url: rediss://: not served by this version yet"),
+        (
+            "[upstream]\nurl = \"redis-sentinel://h/m\"",
+            "config.toml:2: upstream.url: redis-sentinel://: not served by this version yet",
+        ),
+        (
+            "[upstream]\nurl = \"redis-cluster://h\"",
+            "config.toml:2: upstream.url: redis-cluster://: not served by this version yet",
+        ),
+        ("[tier]\nenabled = true", "config.toml:2: tier.enabled: not served by this version yet"),
+        ("[tls]\ncert_file = \"a\"", "config.toml:2: tls.cert_file: not served by this version yet"),
+    ] {
+        assert_eq!(file(text).err().as_deref(), Some(error));
+    }
+    assert_eq!(
+        env(&[("KEYFENCE_TIER__ENABLED", "true")]),
+        Err("KEYFENCE_TIER__ENABLED: tier.enabled: not served by this version yet".into())
+    );
+    // Said at their defaults, or off, they are what is served.
+    assert!(
+        file("[tenants]\n[upstreams]\n[auth]\nmode = \"static\"\n[upstream]\nuse_tls = false\nacl_wall = \"off\"")
+            .is_ok()
+    );
+}
+
+#[test]
+fn url_and_its_neighbours() {
+    let upstream = |text: &str, vars: &[(&str, &str)]| read(text, vars, &CliOverrides::default()).map(|c| c.upstream);
+    let url = "[upstream]\nurl = \"redis://u:p@a:1/2\"\nhost = \"b\"\ndb = 3\npassword = \"q\"";
+    let u = upstream(url, &[]).unwrap();
+    assert_eq!((u.endpoint, u.db, u.username.as_str(), u.password.expose()), (tcp("a", 1), 2, "u", "p"));
+    let u = upstream(url, &[("KEYFENCE_UPSTREAM__PASSWORD", "r"), ("KEYFENCE_UPSTREAM__DB", "4")]).unwrap();
+    assert_eq!((u.endpoint, u.db, u.username.as_str(), u.password.expose()), (tcp("a", 1), 4, "u", "r"));
+    // The shipped file says "managed"; a host in the environment is the operator's newer word.
+    let managed = "[upstream]\nurl = \"managed\"";
+    assert_eq!(upstream(managed, &[("KEYFENCE_UPSTREAM__HOST", "h")]).unwrap().endpoint, tcp("h", 6379));
+    let dir = PathBuf::from("keyfence-data");
+    assert_eq!(
+        upstream(managed, &[]).unwrap().endpoint,
+        Endpoint::Managed { dir, save: "3600 1 300 100 60 10000".into() }
+    );
+    let error = upstream(managed, &[("KEYFENCE_UPSTREAM__PASSWORD", "hunter2")]).unwrap_err();
+    assert!(error.starts_with("KEYFENCE_UPSTREAM__PASSWORD: a managed upstream takes no login"), "{error}");
+    let u = upstream("", &[("KEYFENCE_UPSTREAM__URL", "redis+unix:///r.sock?db=2")]).unwrap();
+    assert_eq!((u.endpoint, u.db), (Endpoint::Unix("/r.sock".into()), 2));
+}
+
+#[test]
+fn secrets_come_from_files_and_never_show() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("secret");
+    let name = name.to_str().unwrap();
+    for (held, password) in [("hunter2\n", "hunter2"), ("hunter2\r\n", "hunter2"), ("hunter2 \n\n", "hunter2 \n")] {
+        std::fs::write(name, held).unwrap();
+        let c = env(&[("KEYFENCE_UPSTREAM__PASSWORD_FILE", name)]).unwrap();
+        assert_eq!(c.upstream.password.expose(), password);
+        assert_eq!(file(&format!("[upstream]\npassword_file = \"{name}\"")), Ok(c.clone()));
+        assert!(!format!("{c:?}").contains("hunter2"));
+    }
+    std::fs::write(name, "redis://:hunter2@h\n").unwrap();
+    let c = env(&[("KEYFENCE_UPSTREAM__URL_FILE", name)]).unwrap();
+    assert_eq!((&c.upstream.endpoint, c.upstream.password.expose()), (&tcp("h", 6379), "hunter2"));
+    std::fs::write(name, "redis://:hunter2@h:x\n").unwrap();
+    let error = env(&[("KEYFENCE_UPSTREAM__URL_FILE", name)]).unwrap_err();
+    assert!(error.starts_with("KEYFENCE_UPSTREAM__URL_FILE: not an address") && !error.contains("hunter2"), "{error}");
+    assert_eq!(
+        env(&[("KEYFENCE_UPSTREAM__PASSWORD_FILE", "/nowhere")]),
+        Err("KEYFENCE_UPSTREAM__PASSWORD_FILE: cannot read '/nowhere': No such file or directory (os error 2)".into())
+    );
+    let twice = env(&[("KEYFENCE_UPSTREAM__PASSWORD", "a"), ("KEYFENCE_UPSTREAM__PASSWORD_FILE", name)]);
+    assert_eq!(
+        twice,
+        Err("KEYFENCE_UPSTREAM__PASSWORD_FILE: set a second time; the first is KEYFENCE_UPSTREAM__PASSWORD".into())
+    );
+    assert!(file("[upstream]\nhost_file = \"x\"").unwrap_err().contains("unknown key"));
+}
+
+/// Tenants are read in full, so that serving them changes no setting; until then [`Config::read`] refuses them.
+fn tenants(text: &str, vars: &[(&str, &str)]) -> Result<Vec<Tenant>, String> {
+    let vars = vars.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string()));
+    let file = Some((Path::new("config.toml"), text));
+    let layers = Layers::collect(file, vars, &CliOverrides::default()).map_err(|e| e.to_string())?;
+    Config::build(&layers).map(|c| c.tenants).map_err(|e| e.to_string())
+}
+
+#[test]
+fn tenants_are_read() {
+    let all = tenants(
+        "[tenants.acme]\n[tenants.b-c]\nprefix = \"{b}\"\nlimits = { keys = 5 }\ncommands = { deny = [\"get\"] }",
+        &[],
+    )
+    .unwrap();
+    assert_eq!(all.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["acme", "b-c"]);
+    assert_eq!(all[0].prefix, Prefix::new("acme:").ok());
+    assert_eq!((all[0].databases, all[0].limits.value_size, all[0].limits.in_flight), (1, 512 << 20, 10_000));
+    assert_eq!((all[1].limits.keys, all[1].deny.as_slice()), (5, &["get".to_string()][..]));
+    let vars = [("KEYFENCE_TENANTS__B_C__PASSWORDS", "a,b"), ("KEYFENCE_TENANTS__NEW__PASSWORD", "a,b")];
+    let all = tenants("[tenants.b-c]", &vars).unwrap();
+    let secret = |s| Secret::new(s);
+    assert_eq!((all[0].name.as_str(), &all[0].passwords), ("b-c", &vec![secret("a"), secret("b")]));
+    assert_eq!((all[1].name.as_str(), &all[1].passwords), ("new", &vec![secret("a,b")]));
+}
+
+#[test]
+fn no_tenants_prefix_begins_with_anothers() {
+    assert_eq!(
+        tenants("[tenants.a]\nprefix = \"x:\"\n[tenants.b]\nprefix = \"x:y:\"", &[]),
+        Err("config.toml:4: tenants.b.prefix: 'x:y:' begins with 'x:', the prefix of tenant 'a'".into())
+    );
+    assert!(tenants("[tenants.a]\nprefix = \"x\"\n[tenants.b]\nprefix = \"x\"", &[]).is_err());
+    assert!(tenants("[tenants.a]\nprefix = \"\"\n[tenants.b]\n", &[]).unwrap_err().contains("must be alone"));
+    assert_eq!(tenants("[tenants.a]\nprefix = \"\"", &[]).unwrap()[0].prefix, None);
+}
+
+/// The text of the shipped file.
+const SHIPPED: &str = include_str!("../../config.toml");
+
+#[test]
+fn the_shipped_file_is_the_defaults_with_a_managed_upstream() {
+    let mut shipped = file(SHIPPED).unwrap();
+    let dir = PathBuf::from("keyfence-data");
+    let save = "3600 1 300 100 60 10000".to_string();
+    assert_eq!(shipped.upstream.endpoint, Endpoint::Managed { dir, save });
+    shipped.upstream.endpoint = tcp("localhost", 6379);
+    assert_eq!(shipped, Config::default());
+}
+
+/// What is commented out for example is `#` right before the text; a comment has a space between.
+#[test]
+fn the_shipped_file_names_every_key_with_its_default() {
+    let whole: String = SHIPPED
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let root: toml::Table = whole.parse().unwrap();
+    for row in table::SETTINGS {
+        let mut parts = row.path.split('.');
+        let first = root.get(parts.next().unwrap());
+        let found = parts.try_fold(first, |at, part| {
+            let section = at?.as_table()?;
+            Some(if part == "*" { section.values().next() } else { section.get(part) })
+        });
+        let default: toml::Table = format!("v = {}", row.default).parse().unwrap();
+        let managed = toml::Value::from("managed");
+        let expected = if row.path == "upstream.url" { Some(&managed) } else { default.get("v") };
+        assert_eq!(found.flatten(), expected, "{}", row.path);
+    }
+}
+
+/// The page of the settings, from the rows.
+fn page() -> String {
+    let mut page = String::from(include_str!("page.md"));
+    for row in table::SETTINGS {
+        let default = row.default.replace('|', "\\|");
+        let change = if row.restart { "restart" } else { "reload" };
+        let later = if row.later { " *Not served yet.*" } else { "" };
+        page += &format!(
+            "| `{}` | {} | `{default}` | `{}` | {change} | {}{later} |\n",
+            row.path,
+            row.kind,
+            row.variable(),
+            row.about
+        );
+    }
+    page
+}
+
+#[test]
+fn the_page_of_settings_is_fresh() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    if std::env::var_os("KEYFENCE_BLESS").is_some() {
+        std::fs::write(&path, page()).unwrap();
+    }
+    let held = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(held == page(), "docs/configuration.md is stale; KEYFENCE_BLESS=1 cargo test rewrites it");
+}

@@ -1,0 +1,102 @@
+//! Redis's glob patterns, matched in time bounded by pattern times text (Redis: `stringmatchlen`, `util.c`).
+
+/// Whether `pattern` (`* ? [a-z] [^x] \c`) matches all of `text`.
+pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where to go on after the last star: behind it in the pattern, and how much of the text it has eaten.
+    let mut star: Option<(usize, usize)> = None;
+    loop {
+        if pattern.get(p) == Some(&b'*') {
+            p += 1;
+            star = Some((p, t));
+            continue;
+        }
+        if t == text.len() && p == pattern.len() {
+            return true;
+        }
+        if let Some(next) = one(pattern, p, text.get(t).copied()) {
+            p = next;
+            t += 1;
+            continue;
+        }
+        match &mut star {
+            Some((behind, eaten)) if *eaten < text.len() => {
+                *eaten += 1;
+                (p, t) = (*behind, *eaten);
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// Matches one byte against the element at `p`: where the pattern goes on.
+fn one(pattern: &[u8], p: usize, c: Option<u8>) -> Option<usize> {
+    let c = c?;
+    match *pattern.get(p)? {
+        b'?' => Some(p + 1),
+        b'[' => class(pattern, p + 1, c),
+        b'\\' if p + 1 < pattern.len() => (pattern[p + 1] == c).then_some(p + 2),
+        literal => (literal == c).then_some(p + 1),
+    }
+}
+
+fn class(pattern: &[u8], mut p: usize, c: u8) -> Option<usize> {
+    let not = pattern.get(p) == Some(&b'^');
+    p += usize::from(not);
+    let mut hit = false;
+    loop {
+        match pattern.get(p) {
+            // An unclosed class ends with the pattern.
+            None => return (hit != not).then_some(p),
+            Some(b']') => return (hit != not).then_some(p + 1),
+            Some(b'\\') if p + 1 < pattern.len() => {
+                hit |= pattern[p + 1] == c;
+                p += 2;
+            }
+            Some(&a) if pattern.get(p + 1) == Some(&b'-') && p + 2 < pattern.len() => {
+                let b = pattern[p + 2];
+                hit |= (a.min(b)..=a.max(b)).contains(&c);
+                p += 3;
+            }
+            Some(&a) => {
+                hit |= a == c;
+                p += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn as_redis_matches() {
+        for (pattern, text, want) in [
+            ("*", "", true),
+            ("", "", true),
+            ("", "a", false),
+            ("a*c", "abc", true),
+            ("a*c", "abcd", false),
+            ("a**b*", "aXbY", true),
+            ("h?llo", "hello", true),
+            ("h?llo", "hllo", false),
+            ("h[ae]llo", "hallo", true),
+            ("h[^e]llo", "hello", false),
+            ("h[a-c]llo", "hbllo", true),
+            ("h[c-a]llo", "hbllo", true),
+            ("\\*", "*", true),
+            ("\\*", "a", false),
+            ("[abc", "a", true),
+            ("a\\", "a\\", true),
+            ("*ab", "aab", true),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), want, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn e3_a_pattern_bomb_is_harmless() {
+        assert!(!matches(&[&b"a*".repeat(1000)[..], b"b"].concat(), &b"a".repeat(3000)));
+    }
+}

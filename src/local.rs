@@ -1,0 +1,309 @@
+//! Commands answered here: those about the connection itself, and those whose upstream answer would be about all tenants together.
+//!
+//! Texts and shapes are those of Redis 7 (<https://redis.io/docs/latest/commands/>), so that clients take their usual ways.
+
+mod client;
+pub mod command_docs;
+mod config;
+pub mod info;
+
+use crate::{
+    command::{self, Args, Lookup, Row},
+    resp::{Proto, Value},
+    rewrite::canonical,
+    session::{Flow, Replies, Session, Until},
+};
+
+/// Answers a local command.
+pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
+    match row.name {
+        "SELECT" => select_command(s, args),
+        "HELLO" => hello(s, args),
+        "RESET" => reset(s),
+        "QUIT" => quit(s),
+        "CLIENT REPLY" => reply_mode(s, args),
+        // What others do to this session, or it to others, is seen by its earlier commands' replies being there.
+        "CLIENT KILL" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
+        "INFO" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
+        "INFO" => Flow::Run(crate::scoped::Job::Info(
+            args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect(),
+        )),
+        _ => {
+            let value = simple(s, row, args);
+            s.answer(&value);
+            Flow::Next
+        }
+    }
+}
+
+/// Answers a local command that was queued in a transaction, when that is carried out.
+pub fn answer_in_transaction(s: &mut Session, words: &[Vec<u8>]) -> Value {
+    let mut at = 0;
+    let spans: Vec<_> = words
+        .iter()
+        .map(|w| {
+            let span = (at, u32::try_from(w.len()).unwrap_or_default());
+            at += span.1;
+            span
+        })
+        .collect();
+    let joined = words.concat();
+    let args = Args::new(&joined, &spans);
+    match command::lookup(&args) {
+        Lookup::Found(row) if row.name == "INFO" => {
+            let view = info::View::of(s);
+            view.render(&args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect::<Vec<_>>(), None)
+        }
+        Lookup::Found(row) => simple(s, row, &args),
+        _ => Value::error("ERR unknown command"),
+    }
+}
+
+/// Those that neither wait nor change where requests go.
+fn simple(s: &mut Session, row: &Row, args: &Args<'_>) -> Value {
+    if let Some(what) = row.name.strip_prefix("CLIENT ") {
+        return client::answer(s, what, args);
+    }
+    if row.name == "COMMAND" || row.name.starts_with("COMMAND ") {
+        return command_docs::answer(args, &|row| row.served() && s.worker.facts(|f| !row.forwardable() || f.has(row)));
+    }
+    if row.name.starts_with("CLUSTER") || matches!(row.name, "READONLY" | "READWRITE" | "ASKING") {
+        return Value::error("ERR This instance has cluster support disabled");
+    }
+    match row.name {
+        "PING" if args.len() > 2 => Value::error(row.arity_error()),
+        "PING" if args.len() == 2 => Value::bulk(args.at(1)),
+        "PING" => Value::simple("PONG"),
+        "ECHO" => Value::bulk(args.at(1)),
+        "AUTH" => auth(args),
+        "ROLE" => Value::Array(vec![Value::bulk("master"), Value::Int(0), Value::Array(Vec::new())]),
+        "LASTSAVE" => Value::Int(info::unix_time(s.worker.shared.started)),
+        "CONFIG GET" => config::get(s, args),
+        "ACL WHOAMI" => Value::bulk(&s.tenant.name),
+        "ACL CAT" => acl_cat(args),
+        "ACL GENPASS" => acl_genpass(args),
+        "ACL HELP" => help("ACL", &["CAT [<category>]", "    List all commands that belong to <category>, or all command categories.", "GENPASS [<bits>]", "    Generate a secure 256-bit user password.", "WHOAMI", "    Return the current connection username."]),
+        // A container that is served by its subcommands, with an argument too few or too many.
+        _ => Value::error(row.arity_error()),
+    }
+}
+
+/// Redis's HELP reply: an array of simple strings.
+pub(crate) fn help(container: &str, lines: &[&str]) -> Value {
+    let first = format!("{container} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:");
+    let all = std::iter::once(first).chain(lines.iter().map(|l| (*l).to_owned()));
+    Value::Array(all.chain(["HELP".into(), "    Prints this help.".into()]).map(Value::Simple).collect())
+}
+
+fn auth(args: &Args<'_>) -> Value {
+    match args.len() {
+        2 => Value::error(
+            "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?",
+        ),
+        // As a Redis whose default user has no password.
+        3 if args.at(1) == b"default" => Value::ok(),
+        3 => Value::error(WRONG_PASSWORD),
+        _ => Value::error("ERR syntax error"),
+    }
+}
+
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+
+fn select_command(s: &mut Session, args: &Args<'_>) -> Flow {
+    let Some(db) = canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < databases(s)) else {
+        let error = select_error(args.at(1));
+        s.answer(&error);
+        return Flow::Next;
+    };
+    if db != s.db && s.down.in_flight() > 0 {
+        return Flow::Again(Until::Drained);
+    }
+    select(s, db);
+    s.answer(&Value::ok());
+    Flow::Next
+}
+
+/// How many databases the tenant can reach.
+fn databases(s: &Session) -> u32 {
+    s.worker.facts(|f| s.tenant.databases.min(f.databases.saturating_sub(s.tenant.db_base)))
+}
+
+/// What Redis says to a SELECT it cannot follow.
+pub fn select_error(number: &[u8]) -> Value {
+    Value::error(match canonical(number).map(i32::try_from) {
+        Some(Ok(_)) => "ERR DB index is out of range",
+        Some(Err(_)) | None => "ERR value is not an integer or out of range",
+    })
+}
+
+/// Goes over to database `db` of the tenant; nothing is in flight. Watched keys stay watched, so a connection that watches goes along.
+pub fn select(s: &mut Session, db: u32) {
+    s.db = db;
+    s.client.db.store(db, std::sync::atomic::Ordering::Relaxed);
+    let number = s.tenant.db_base + db;
+    if let Some(own) = &s.own {
+        own.taint();
+        let text = number.to_string();
+        own.send_own(format!("*2\r\n$6\r\nSELECT\r\n${}\r\n{text}\r\n", text.len()).as_bytes());
+    }
+}
+
+fn quit(s: &mut Session) -> Flow {
+    if s.down.in_flight() > 0 {
+        return Flow::Again(Until::Drained);
+    }
+    s.answer(&Value::ok());
+    Flow::Quit
+}
+
+fn reset(s: &mut Session) -> Flow {
+    if s.down.in_flight() > 0 {
+        return Flow::Again(Until::Drained);
+    }
+    drop_state(s);
+    s.replies = Replies::On;
+    s.proto = Proto::Resp2;
+    s.db = 0;
+    s.client.db.store(0, std::sync::atomic::Ordering::Relaxed);
+    s.client.resp.store(2, std::sync::atomic::Ordering::Relaxed);
+    s.client.relabel(|l| l.name.clear());
+    s.lane = None;
+    s.answer(&Value::simple("RESET"));
+    Flow::Next
+}
+
+/// Drops MULTI and WATCH, with the connection they were on.
+fn drop_state(s: &mut Session) {
+    s.tx = None;
+    s.client.queued.store(crate::clients::NO_MULTI, std::sync::atomic::Ordering::Relaxed);
+    s.watching = false;
+    s.watch_lost = false;
+    s.select_on_commit = None;
+    if let Some(own) = s.own.take() {
+        own.taint();
+        s.worker.pool.release(own);
+    }
+}
+
+/// HELLO \[protover \[AUTH user password\] \[SETNAME name\]\]: all of it or nothing.
+fn hello(s: &mut Session, args: &Args<'_>) -> Flow {
+    if s.down.in_flight() > 0 {
+        return Flow::Again(Until::Drained);
+    }
+    let mut proto = s.proto;
+    if args.len() > 1 {
+        proto = match canonical(args.at(1)) {
+            Some(2) => Proto::Resp2,
+            Some(3) => Proto::Resp3,
+            Some(_) => return s.refuse("NOPROTO unsupported protocol version"),
+            None => return s.refuse("ERR Protocol version is not an integer or out of range"),
+        };
+    }
+    let mut name = None;
+    let mut i = 2;
+    while i < args.len() {
+        let more = args.len() - 1 - i;
+        if args.at(i).eq_ignore_ascii_case(b"AUTH") && more >= 2 {
+            if args.at(i + 1) != b"default" {
+                return s.refuse(WRONG_PASSWORD);
+            }
+            i += 3;
+        } else if args.at(i).eq_ignore_ascii_case(b"SETNAME") && more >= 1 {
+            if !client::printable(args.at(i + 1)) {
+                return s.refuse(client::BAD_NAME);
+            }
+            name = Some(args.at(i + 1).to_vec());
+            i += 2;
+        } else {
+            return s.refuse(format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(args.at(i))));
+        }
+    }
+    if let Some(name) = name {
+        s.client.relabel(|l| l.name = name);
+    }
+    if proto != s.proto {
+        if s.watching {
+            // A connection of the other version would not watch: the next EXEC fails, as after any change of a watched key.
+            drop_state(s);
+            s.watch_lost = true;
+        }
+        s.proto = proto;
+        s.lane = None;
+        s.unpin_when_done();
+        s.client.resp.store(if proto == Proto::Resp3 { 3 } else { 2 }, std::sync::atomic::Ordering::Relaxed);
+    }
+    let facts = s.worker.facts(|f| (f.server.clone(), f.version.clone()));
+    let reply = Value::Map(vec![
+        (Value::bulk("server"), Value::bulk(&facts.0)),
+        (Value::bulk("version"), Value::bulk(&facts.1)),
+        (Value::bulk("proto"), Value::Int(if proto == Proto::Resp3 { 3 } else { 2 })),
+        (Value::bulk("id"), Value::Int(i64::try_from(s.client.id).unwrap_or(i64::MAX))),
+        (Value::bulk("mode"), Value::bulk("standalone")),
+        (Value::bulk("role"), Value::bulk("master")),
+        (Value::bulk("modules"), Value::Array(Vec::new())),
+    ]);
+    s.answer(&reply);
+    Flow::Next
+}
+
+fn reply_mode(s: &mut Session, args: &Args<'_>) -> Flow {
+    let mode = args.at(2).to_ascii_uppercase();
+    match &mode[..] {
+        b"ON" => {
+            s.replies = Replies::On;
+            s.answer(&Value::ok());
+        }
+        b"OFF" => s.replies = Replies::Off,
+        // Inside OFF there is nothing to skip.
+        b"SKIP" if s.replies == Replies::Off => {}
+        b"SKIP" => s.replies = Replies::Skip,
+        _ => return s.refuse("ERR syntax error"),
+    }
+    Flow::Next
+}
+
+const CATEGORIES: [&str; 21] = [
+    "keyspace", "read", "write", "set", "sortedset", "list", "hash", "string", "bitmap", "hyperloglog", "geo", "stream", "pubsub", "admin",
+    "fast", "slow", "blocking", "dangerous", "connection", "transaction", "scripting",
+];
+
+fn acl_cat(args: &Args<'_>) -> Value {
+    match args.len() {
+        2 => Value::Array(CATEGORIES.iter().map(Value::bulk).collect()),
+        3 => {
+            let wanted = String::from_utf8_lossy(args.at(2)).to_ascii_lowercase();
+            if !CATEGORIES.contains(&&*wanted) {
+                return Value::error(format!("ERR Unknown category '{}'", String::from_utf8_lossy(args.at(2))));
+            }
+            Value::Array(
+                command::ROWS
+                    .iter()
+                    .filter(|row| row.served() && command_docs::in_category(row, &wanted))
+                    .map(|row| Value::bulk(row.lower_name()))
+                    .collect(),
+            )
+        }
+        _ => Value::error("ERR wrong number of arguments for 'acl|cat' command"),
+    }
+}
+
+fn acl_genpass(args: &Args<'_>) -> Value {
+    const ERROR: &str = "ERR ACL GENPASS argument must be the number of bits for the output password, a positive number up to 4096";
+    let bits = match args.len() {
+        2 => 256,
+        3 => match canonical(args.at(2)).map(usize::try_from) {
+            Some(Ok(bits @ 1..=4096)) => bits,
+            Some(_) => return Value::error(ERROR),
+            None => return Value::error("ERR value is not an integer or out of range"),
+        },
+        _ => return Value::error("ERR wrong number of arguments for 'acl|genpass' command"),
+    };
+    let digits = bits.div_ceil(4);
+    let mut bytes = vec![0; digits.div_ceil(2)];
+    if getrandom::fill(&mut bytes).is_err() {
+        return Value::error("ERR no randomness to be had");
+    }
+    let mut text: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    text.truncate(digits);
+    Value::bulk(text)
+}

@@ -1,0 +1,224 @@
+//! THE path of a command, top to bottom: classify → authorise → (transaction) → rewrite → upstream. The way back is
+//! [`crate::upstream::conn`], which takes prefixes off by the rule that is left with each request here.
+
+use std::{rc::Rc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    command::{self, Args, Class, ConnNeed, Lookup, Row, Shape, Slot, Span},
+    error::UpstreamError,
+    local,
+    resp::Value,
+    rewrite::{
+        self,
+        reply::{NoGroup, Rule, Unprefix},
+    },
+    scoped,
+    session::{Flow, Replies, Session, Until},
+    transaction,
+    upstream::Owed,
+};
+
+/// Longest that a client may ask to block, added to which `socket_timeout` gives the deadline of the wait; 0 waits for ever.
+const MAX_BLOCK: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Handles one whole request: `frame` as parsed, `spans` its arguments, `ahead` what was read behind it.
+pub fn dispatch(s: &mut Session, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
+    let args = Args::new(frame, spans);
+    let flow = route(s, &args, frame, spans, ahead);
+    if !matches!(flow, Flow::Again(_)) {
+        s.replies = match s.replies {
+            Replies::Skip => Replies::SkipOne,
+            Replies::SkipOne => Replies::On,
+            other => other,
+        };
+    }
+    flow
+}
+
+fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
+    // CLASSIFY
+    let row = match command::lookup(args) {
+        Lookup::Found(row) => row,
+        Lookup::Unknown => return s.refuse(unknown_command(args)),
+        Lookup::UnknownSubcommand(container) => return s.refuse(unknown_subcommand(container, args)),
+    };
+    if row.forwardable() && !s.worker.facts(|f| f.has(row)) {
+        let known = row.container().is_some_and(|c| s.worker.facts(|f| f.has(c)));
+        return match row.container() {
+            Some(container) if known => s.refuse(unknown_subcommand(container, args)),
+            _ => s.refuse(unknown_command(args)),
+        };
+    }
+    s.client.last.store(row.index, std::sync::atomic::Ordering::Relaxed);
+    if !row.arity_ok(args.len()) {
+        return s.refuse(row.arity_error());
+    }
+    if let Some(error) = command::refusal(row, args) {
+        return s.refuse(error);
+    }
+    // AUTHORISE
+    if !row.served() {
+        return s.no_permission(row);
+    }
+    if let Some(until) = s.tenant.pause.holds(row.is_write())
+        && !may_run_paused(row)
+    {
+        return Flow::Again(Until::Time(until));
+    }
+    transaction::notice_lost(s);
+    if s.select_on_commit.is_some() {
+        if s.down.in_flight() > 0 {
+            return Flow::Again(Until::Drained);
+        }
+        settle_select(s);
+    }
+    // TRANSACTION
+    if let Some(flow) = transaction::step(s, row, args, frame, spans, ahead) {
+        return flow;
+    }
+    match row.class {
+        Class::Keyed | Class::Keyless => forward(s, row, args, frame, spans),
+        Class::Local => local::answer(s, row, args),
+        Class::Scoped if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
+        Class::Scoped => match scoped::job(s, row, args) {
+            Ok(job) => Flow::Run(job),
+            Err(error) => s.refuse(error),
+        },
+        Class::Script | Class::Denied => s.no_permission(row),
+    }
+}
+
+/// A SELECT inside a transaction has been carried out, or not; nothing is in flight.
+pub fn settle_select(s: &mut Session) {
+    if let Some((committed, db)) = s.select_on_commit.take()
+        && committed.get()
+    {
+        local::select(s, db);
+    }
+}
+
+/// CLIENT PAUSE must be possible to end, and a paused client to leave.
+fn may_run_paused(row: &Row) -> bool {
+    matches!(row.name, "CLIENT UNPAUSE" | "CLIENT PAUSE" | "QUIT" | "RESET" | "HELLO" | "AUTH")
+}
+
+/// Sends a command upstream that needs no more than that, or waits for its reply if it blocks.
+fn forward(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
+    if matches!(row.conn, ConnNeed::Block | ConnNeed::SameConn) && command::is_blocking(row, args) {
+        return block(s, row, args, frame, spans);
+    }
+    if let Err(error) = send(s, row, args, frame, spans, owed(s, row, args), false) {
+        return s.refuse(error);
+    }
+    Flow::Next
+}
+
+/// A command that may wait, on a connection of its own: nobody else waits behind it, and the client's leaving ends it.
+fn block(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
+    if s.down.in_flight() > 0 {
+        return Flow::Again(Until::Drained);
+    }
+    if let Err(error) = s.pin() {
+        return s.refuse(error.to_line());
+    }
+    if row.conn == ConnNeed::SameConn
+        && let Some(own) = &s.own
+    {
+        // WAIT counts from the last write known to its connection: any command makes that the last write of all.
+        own.send_own(b"*1\r\n$4\r\nPING\r\n");
+    }
+    if let Err(error) = send(s, row, args, frame, spans, owed(s, row, args), true) {
+        return s.refuse(error);
+    }
+    let deadline = timeout(row, args).map(|t| Instant::now() + t.min(MAX_BLOCK) + s.worker.shared.target.socket_timeout);
+    Flow::After(Until::Reply(deadline))
+}
+
+/// How long the command itself says it may block; `None` for ever, or when it does not say it in a way the server will accept.
+fn timeout(row: &Row, args: &Args<'_>) -> Option<Duration> {
+    let last = args.len() - 1;
+    let seconds = |i: usize| std::str::from_utf8(args.at(i)).ok()?.parse::<f64>().ok().filter(|t| *t > 0.0);
+    let millis = |i: usize| seconds(i).map(|ms| ms / 1000.0);
+    let seconds = match row.name {
+        "BLMPOP" | "BZMPOP" => seconds(1),
+        "XREAD" | "XREADGROUP" | "TS.READ" => (1..last).find(|&i| args.at(i).eq_ignore_ascii_case(b"BLOCK")).and_then(|i| millis(i + 1)),
+        "WAIT" | "WAITAOF" => millis(last),
+        _ => seconds(last),
+    }?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// What the reply of a command needs.
+pub fn owed(s: &Session, row: &Row, args: &Args<'_>) -> Owed {
+    if s.muted() {
+        return Owed::Dropped;
+    }
+    match rule(s, row, args) {
+        Rule::Raw => Owed::Raw,
+        rule => Owed::Rewritten(Box::new(Unprefix::new(rule, Rc::clone(&s.prefix)))),
+    }
+}
+
+/// Where the reply of a command carries names.
+pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
+    if !row.reply.nogroup {
+        return match row.reply.shape {
+            Shape::First => Rule::First,
+            Shape::Names => Rule::Names,
+            Shape::Xread => Rule::Xread,
+            Shape::Raw | Shape::Exec | Shape::Other(_) => Rule::Raw,
+        };
+    }
+    let mut marks = s.worker.marks.borrow_mut();
+    command::walk(row, args, &mut marks);
+    let keys = marks.iter().filter(|(_, slot)| *slot == Slot::Key).map(|&(i, _)| args.at(i as usize).to_vec()).collect();
+    let names = Rc::new(NoGroup { keys });
+    if row.reply.shape == Shape::Xread { Rule::XreadNoGroup(names) } else { Rule::NoGroup(names) }
+}
+
+/// REWRITE and send: the request leaves at the end of this turn, and its reply is `owed` to this client.
+///
+/// # Errors
+/// The error line, when it cannot be sent.
+pub fn send(s: &mut Session, row: &Row, _args: &Args<'_>, frame: &[u8], spans: &[Span], owed: Owed, patient: bool) -> Result<(), String> {
+    let conn = s.conn().map_err(|e| e.to_line())?;
+    if conn.dead() {
+        return Err(UpstreamError::Lost.to_line());
+    }
+    let mut marks = s.worker.marks.borrow_mut();
+    conn.send(|out| rewrite::request(row, frame, spans, &s.namespace(), &mut marks, out))
+        .map_err(|rewrite::TooLong| "ERR string exceeds maximum allowed size (proto-max-bulk-len)".to_owned())?;
+    conn.expect(&s.down, owed, patient);
+    Ok(())
+}
+
+/// Redis's words for a command it does not know, from the request as the client sent it.
+fn unknown_command(args: &Args<'_>) -> String {
+    let mut shown = String::new();
+    for arg in args.iter().skip(1) {
+        if shown.len() >= 128 {
+            break;
+        }
+        shown.push('\'');
+        shown.push_str(&printed(arg, 128 - (shown.len() - 1)));
+        shown.push_str("' ");
+    }
+    format!("ERR unknown command '{}', with args beginning with: {shown}", printed(args.at(0), 128))
+}
+
+fn unknown_subcommand(container: &Row, args: &Args<'_>) -> String {
+    format!("ERR unknown subcommand '{}'. Try {} HELP.", printed(args.at(1), 128), container.name)
+}
+
+/// An argument as C's `%.*s` prints it: up to the first NUL, cut at `max` bytes.
+fn printed(arg: &[u8], max: usize) -> String {
+    let arg = arg.split(|&c| c == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(&arg[..arg.len().min(max)]).into_owned()
+}
+
+/// An error as a reply.
+pub fn error(error: &UpstreamError) -> Value {
+    Value::Error(error.to_line())
+}

@@ -1,0 +1,396 @@
+//! KEYS, SCAN, DBSIZE, RANDOMKEY, FLUSHDB, FLUSHALL and INFO, inside the tenant's prefix.
+//!
+//! Forwarded, each of them would act on every tenant's keys. They are made of SCAN with the escaped prefix instead, in pages that each
+//! take the upstream well under a millisecond, on the worker's control connection; every name that comes back is checked for the prefix
+//! again. Replies are not snapshots: a key that exists from beginning to end is seen, one that comes or goes meanwhile may be
+//! (<https://redis.io/docs/latest/commands/scan/>).
+
+mod cursor;
+mod flush;
+
+pub use flush::Flushes;
+
+use std::{
+    cell::Cell,
+    collections::HashSet,
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    command::{Args, Row},
+    error::UpstreamError,
+    local,
+    resp::Value,
+    rewrite::canonical,
+    session::{Session, Until},
+    worker::Worker,
+};
+
+/// Buckets per page of a full pass.
+const PAGE: u32 = 1000;
+/// Most buckets per page that a client may ask for: a page blocks the upstream while it is made.
+const MAX_COUNT: u32 = 2000;
+/// How many pages one SCAN call may take to find something (isolation.md E5).
+const SCAN_PAGES: u32 = 32;
+/// Longest pattern and most wildcards in it: matching costs the upstream more than linear time (isolation.md E3, CVE-2024-31228).
+const PATTERN_BYTES: usize = 4096;
+const PATTERN_STARS: usize = 32;
+/// How long a count of keys is good enough for INFO.
+const COUNT_FRESH: Duration = Duration::from_secs(10);
+/// How long INFO waits for a count before it answers with the last one.
+const COUNT_WAIT: Duration = Duration::from_millis(200);
+
+/// Scoped work.
+#[derive(Debug)]
+pub enum Job {
+    /// KEYS pattern.
+    Keys(Vec<u8>),
+    /// SCAN.
+    Scan(Scan),
+    /// DBSIZE.
+    DbSize,
+    /// RANDOMKEY.
+    RandomKey,
+    /// FLUSHDB, or FLUSHALL (`all`); `wait` unless ASYNC; `unlink` unless SYNC.
+    Flush {
+        /// Every database of the tenant.
+        all: bool,
+        /// Answer when it is done.
+        wait: bool,
+        /// UNLINK, not DEL.
+        unlink: bool,
+    },
+    /// INFO, the sections asked for.
+    Info(Vec<String>),
+}
+
+/// The arguments of SCAN.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Scan {
+    cursor: u64,
+    pattern: Option<Vec<u8>>,
+    count: u32,
+    kind: Option<Vec<u8>>,
+}
+
+/// The work a scoped command asks for.
+///
+/// # Errors
+/// The error line.
+pub fn job(_s: &Session, row: &Row, args: &Args<'_>) -> Result<Job, String> {
+    match row.name {
+        "KEYS" => bounded(args.at(1)).map(|p| Job::Keys(p.to_vec())),
+        "SCAN" => scan(args).map(Job::Scan),
+        "DBSIZE" => Ok(Job::DbSize),
+        "RANDOMKEY" => Ok(Job::RandomKey),
+        "FLUSHDB" | "FLUSHALL" => {
+            let all = row.name == "FLUSHALL";
+            let option = (args.len() > 1).then(|| args.at(1).to_ascii_uppercase());
+            match (option.as_deref(), args.len()) {
+                (None, _) => Ok(Job::Flush { all, wait: true, unlink: true }),
+                (Some(b"ASYNC"), 2) => Ok(Job::Flush { all, wait: false, unlink: true }),
+                (Some(b"SYNC"), 2) => Ok(Job::Flush { all, wait: true, unlink: false }),
+                _ => Err("ERR syntax error".into()),
+            }
+        }
+        _ => Err(format!("ERR '{}' is not served", row.lower_name())),
+    }
+}
+
+fn bounded(pattern: &[u8]) -> Result<&[u8], String> {
+    if pattern.len() > PATTERN_BYTES || pattern.iter().filter(|&&c| c == b'*').count() > PATTERN_STARS {
+        return Err(format!("ERR pattern is too complex: at most {PATTERN_BYTES} bytes and {PATTERN_STARS} stars"));
+    }
+    Ok(pattern)
+}
+
+/// SCAN's options as the server reads them: in order, the last of each wins (isolation.md A3).
+fn scan(args: &Args<'_>) -> Result<Scan, String> {
+    let text = std::str::from_utf8(args.at(1)).unwrap_or_default();
+    let plain = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    let cursor = text.parse().ok().filter(|_| plain).ok_or("ERR invalid cursor")?;
+    let mut scan = Scan { cursor, pattern: None, count: 10, kind: None };
+    let mut i = 2;
+    while i < args.len() {
+        let word = args.at(i).to_ascii_uppercase();
+        let value = (i + 1 < args.len()).then(|| args.at(i + 1)).ok_or("ERR syntax error")?;
+        match &word[..] {
+            b"COUNT" => {
+                let n = canonical(value).ok_or("ERR value is not an integer or out of range")?;
+                if n < 1 {
+                    return Err("ERR syntax error".into());
+                }
+                scan.count = u32::try_from(n).unwrap_or(MAX_COUNT).min(MAX_COUNT);
+            }
+            b"MATCH" => scan.pattern = Some(bounded(value)?.to_vec()),
+            b"TYPE" => scan.kind = Some(value.to_vec()),
+            _ => return Err("ERR syntax error".into()),
+        }
+        i += 2;
+    }
+    Ok(scan)
+}
+
+/// `text` as a glob that matches it alone (isolation.md N4).
+pub fn glob_escape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for &c in text {
+        if b"*?[]^-\\".contains(&c) {
+            out.push(b'\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Does the work and answers: `false` when the connection ended meanwhile. Nothing is in flight for the session.
+pub async fn run(s: &mut Session, job: Job) -> bool {
+    let scope = Scope { worker: Rc::clone(&s.worker), prefix: Rc::clone(&s.prefix), db: s.tenant.db_base + s.db };
+    let muted = s.muted();
+    // The work goes on by itself, so that a client that leaves does not leave half a FLUSHDB behind.
+    let limit = s.worker.shared.limits.output;
+    let bases = if matches!(job, Job::Flush { all: true, .. }) { (0..s.tenant.databases).map(|n| s.tenant.db_base + n).collect() } else { vec![scope.db] };
+    let view = local::info::View::of(s);
+    let done = Rc::new(Cell::new(None));
+    let (result, alarm) = (Rc::clone(&done), std::sync::Arc::clone(s.down.alarm()));
+    s.down.expect(1);
+    let down = Rc::clone(&s.down);
+    tokio::task::spawn_local(async move {
+        result.set(Some(work(&scope, job, bases, limit, view).await));
+        down.settle(1);
+        alarm.ring();
+    });
+    if !s.wait(Until::Drained).await {
+        return false;
+    }
+    let value = match done.take() {
+        Some(Ok(value)) => value,
+        Some(Err(error)) => Value::error(error.to_line()),
+        None => Value::error("ERR internal error"),
+    };
+    if !muted {
+        let proto = s.proto;
+        s.down.append(|out| value.encode(proto, out));
+        s.down.flush();
+    }
+    true
+}
+
+async fn work(scope: &Scope, job: Job, dbs: Vec<u32>, limit: usize, view: local::info::View) -> Result<Value, UpstreamError> {
+    match job {
+        Job::Keys(pattern) => scope.keys(&pattern, limit).await,
+        Job::Scan(scan) => scope.scan(scan).await,
+        Job::DbSize => Ok(Value::Int(i64::try_from(scope.count().await?).unwrap_or(i64::MAX))),
+        Job::RandomKey => Ok(scope.random().await?.map_or(Value::Null, Value::Bulk)),
+        Job::Flush { wait, unlink, .. } => {
+            let run = flush::run(scope.clone(), dbs, unlink);
+            if wait {
+                run.await?;
+            } else {
+                // Told now, done in a while; a failure has nobody left to be told but the log.
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = run.await {
+                        tracing::warn!(error = error.to_line(), "FLUSH ASYNC was not finished");
+                    }
+                });
+            }
+            Ok(Value::ok())
+        }
+        Job::Info(sections) => {
+            let keys = if view.wants_keyspace(&sections) { scope.count_soon().await } else { None };
+            Ok(view.render(&sections, keys))
+        }
+    }
+}
+
+/// One database of one tenant.
+#[derive(Clone, Debug)]
+struct Scope {
+    worker: Rc<Worker>,
+    prefix: Rc<[u8]>,
+    /// The upstream's number.
+    db: u32,
+}
+
+impl Scope {
+    fn pattern(&self, rest: &[u8]) -> Vec<u8> {
+        [&glob_escape(&self.prefix), rest].concat()
+    }
+
+    /// One page: the next cursor, and the names in it, prefix taken off. A name without the prefix cannot match; should one come all the
+    /// same, it is left out and said.
+    async fn page(&self, cursor: u64, pattern: &[u8], count: u32, kind: Option<&[u8]>) -> Result<(u64, Vec<Vec<u8>>), UpstreamError> {
+        let mut cmd = redis::cmd("SCAN");
+        cmd.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
+        if let Some(kind) = kind {
+            cmd.arg("TYPE").arg(kind);
+        }
+        let (next, mut names): (String, Vec<Vec<u8>>) = self.worker.control.query(self.db, &cmd).await?;
+        let before = names.len();
+        names.retain_mut(|name| {
+            let own = name.starts_with(&self.prefix);
+            if own {
+                name.drain(..self.prefix.len());
+            }
+            own
+        });
+        if names.len() != before {
+            tracing::error!("SCAN returned names outside the tenant's prefix: left out");
+        }
+        let next = next.parse().map_err(|_| UpstreamError::Unreachable("unexpected reply to SCAN".into()))?;
+        Ok((next, names))
+    }
+
+    async fn keys(&self, pattern: &[u8], limit: usize) -> Result<Value, UpstreamError> {
+        let pattern = self.pattern(pattern);
+        let mut seen = HashSet::new();
+        let (mut cursor, mut bytes) = (0, 0);
+        loop {
+            let (next, names) = self.page(cursor, &pattern, PAGE, None).await?;
+            for name in names {
+                let len = name.len() + 16;
+                if seen.insert(name) {
+                    bytes += len;
+                }
+            }
+            if bytes > limit {
+                return Err(UpstreamError::Busy("the reply of KEYS is larger than client_output_limit; use SCAN".into()));
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(Value::Array(seen.into_iter().map(Value::Bulk).collect()));
+            }
+        }
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Value, UpstreamError> {
+        let pattern = self.pattern(scan.pattern.as_deref().unwrap_or(b"*"));
+        let page = |cursor: u64, names: Vec<Vec<u8>>| {
+            let cursor = cursor::wrap(cursor, &self.prefix);
+            Value::Array(vec![Value::bulk(cursor.to_string()), Value::Array(names.into_iter().map(Value::Bulk).collect())])
+        };
+        // A cursor that no scan of ours gave out continues nowhere.
+        let Some(mut cursor) = cursor::unwrap(scan.cursor, &self.prefix) else { return Ok(page(0, Vec::new())) };
+        let mut count = scan.count;
+        for _ in 0..SCAN_PAGES {
+            let (next, names) = self.page(cursor, &pattern, count, scan.kind.as_deref()).await?;
+            if !cursor::fits(next) {
+                return Err(UpstreamError::Unreachable("a SCAN cursor of more than 52 bits".into()));
+            }
+            cursor = next;
+            if cursor == 0 || !names.is_empty() {
+                return Ok(page(cursor, names));
+            }
+            // Nothing of the tenant's here: larger steps through the others' keys.
+            count = PAGE.max(count);
+        }
+        Ok(page(cursor, Vec::new()))
+    }
+
+    async fn count(&self) -> Result<u64, UpstreamError> {
+        let pattern = self.pattern(b"*");
+        // A page may repeat names of an earlier one while the upstream rehashes; hashes of the names are enough to tell.
+        let mut seen: HashSet<u64> = HashSet::new();
+        let state = std::hash::RandomState::new();
+        let mut cursor = 0;
+        loop {
+            let (next, names) = self.page(cursor, &pattern, PAGE, None).await?;
+            seen.extend(names.iter().map(|n| std::hash::BuildHasher::hash_one(&state, n)));
+            cursor = next;
+            if cursor == 0 {
+                self.worker.shared.flushes.counts.insert((self.prefix.to_vec(), self.db), (Instant::now(), seen.len() as u64));
+                return Ok(seen.len() as u64);
+            }
+        }
+    }
+
+    /// A count that is fresh enough to show, if one can be had at once.
+    async fn count_soon(&self) -> Option<u64> {
+        let key = (self.prefix.to_vec(), self.db);
+        let known = self.worker.shared.flushes.counts.get(&key).map(|c| *c);
+        if let Some((at, n)) = known
+            && at.elapsed() < COUNT_FRESH
+        {
+            return Some(n);
+        }
+        let scope = self.clone();
+        let counting = tokio::task::spawn_local(async move { scope.count().await.ok() });
+        match tokio::time::timeout(COUNT_WAIT, counting).await {
+            Ok(Ok(Some(n))) => Some(n),
+            _ => known.map(|(_, n)| n),
+        }
+    }
+
+    /// A name at random: of the first page that has any, from a random place on.
+    async fn random(&self) -> Result<Option<Vec<u8>>, UpstreamError> {
+        let pattern = self.pattern(b"*");
+        let mut cursor = fastrand::u64(..);
+        let mut wrapped = false;
+        loop {
+            let (next, mut names) = self.page(cursor, &pattern, PAGE, None).await?;
+            if !names.is_empty() {
+                return Ok(Some(names.swap_remove(fastrand::usize(..names.len()))));
+            }
+            cursor = next;
+            if cursor == 0 {
+                if wrapped {
+                    return Ok(None);
+                }
+                wrapped = true;
+            }
+        }
+    }
+}
+
+/// A table of counts by (prefix, upstream database).
+pub(crate) type Counts = dashmap::DashMap<(Vec<u8>, u32), (Instant, u64)>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Scan, String> {
+        let buf: Vec<u8> = words.concat().into_bytes();
+        let mut at = 0;
+        let spans: Vec<(u32, u32)> = words
+            .iter()
+            .map(|w| {
+                let span = (at, u32::try_from(w.len()).expect("short"));
+                at += span.1;
+                span
+            })
+            .collect();
+        scan(&Args::new(&buf, &spans))
+    }
+
+    #[test]
+    fn a3_the_last_match_wins_and_a_lone_one_is_an_error() {
+        let got = parse(&["SCAN", "0", "match", "x", "COUNT", "5", "MATCH", "*", "TYPE", "hash"]).expect("valid");
+        assert_eq!(got, Scan { cursor: 0, pattern: Some(b"*".to_vec()), count: 5, kind: Some(b"hash".to_vec()) });
+        assert_eq!(parse(&["SCAN", "0", "MATCH"]), Err("ERR syntax error".into()));
+        assert_eq!(parse(&["SCAN", "0", "FOO", "1"]), Err("ERR syntax error".into()));
+    }
+
+    #[test]
+    fn e4_counts_are_capped_and_cursors_are_numbers() {
+        assert_eq!(parse(&["SCAN", "7", "COUNT", "9223372036854775807"]).map(|s| s.count), Ok(MAX_COUNT));
+        assert_eq!(parse(&["SCAN", "7", "COUNT", "0"]), Err("ERR syntax error".into()));
+        for bad in ["", "-1", "x", "18446744073709551616", "+1"] {
+            assert_eq!(parse(&["SCAN", bad]), Err("ERR invalid cursor".into()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn n4_globs_are_escaped() {
+        assert_eq!(glob_escape(b"a*b[c]?\\-^:"), b"a\\*b\\[c\\]\\?\\\\\\-\\^:");
+    }
+
+    #[test]
+    fn e3_pattern_bombs_are_refused() {
+        assert!(bounded(&b"a*".repeat(33)).is_err());
+        assert!(bounded(b"user:*:[0-9]?").is_ok());
+    }
+}

@@ -1,0 +1,101 @@
+//! FLUSHDB and FLUSHALL of one tenant: SCAN and UNLINK in small steps.
+//!
+//! Every key that exists when it begins is gone when it ends; other tenants see no more than short commands in between. One pass per
+//! (prefix, database) runs at a time; those that ask meanwhile share the next. It goes on after a lost connection, and inserts nothing, so
+//! being cut off leaves nothing behind but undeleted keys.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{Counts, Scope};
+use crate::error::UpstreamError;
+
+/// Buckets per page, and so about the most keys deleted in one command.
+const PAGE: u32 = 250;
+/// For each unit of time a page took, as much is left to everybody else.
+const REST: u32 = 1;
+/// How long an unreachable upstream is waited for before the command fails.
+const RETRY_FOR: Duration = Duration::from_secs(30);
+/// Between two attempts.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// The flushes in progress, and the last counts of keys: what workers share of scoped work.
+#[derive(Debug, Default)]
+pub struct Flushes {
+    gates: DashMap<(Vec<u8>, u32), Arc<Gate>>,
+    pub(super) counts: Counts,
+}
+
+/// Admits one pass at a time.
+#[derive(Debug, Default)]
+struct Gate {
+    running: Mutex<()>,
+    begun: AtomicU64,
+    /// The number of the last pass that ended well.
+    ended: AtomicU64,
+}
+
+/// Deletes every key of the scope's prefix in `dbs`.
+pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(), UpstreamError> {
+    for db in dbs {
+        let scope = Scope { db, ..scope.clone() };
+        let gate = Arc::clone(&scope.worker.shared.flushes.gates.entry((scope.prefix.to_vec(), db)).or_default());
+        let before = gate.begun.load(Ordering::Acquire);
+        let turn = gate.running.lock().await;
+        // Another pass may have begun and ended while this one waited for its turn: that one has deleted what was there when it asked.
+        if gate.ended.load(Ordering::Acquire) <= before {
+            let number = gate.begun.fetch_add(1, Ordering::AcqRel) + 1;
+            pass(&scope, unlink).await?;
+            gate.ended.store(number, Ordering::Release);
+        }
+        drop(turn);
+        scope.worker.shared.flushes.counts.remove(&(scope.prefix.to_vec(), db));
+    }
+    Ok(())
+}
+
+async fn pass(scope: &Scope, unlink: bool) -> Result<(), UpstreamError> {
+    let pattern = scope.pattern(b"*");
+    let mut cursor = 0;
+    let mut trouble: Option<Instant> = None;
+    loop {
+        let began = Instant::now();
+        match step(scope, cursor, &pattern, unlink).await {
+            Ok(0) => return Ok(()),
+            Ok(next) => {
+                cursor = next;
+                trouble = None;
+                tokio::time::sleep(began.elapsed() * REST).await;
+            }
+            Err(error) => {
+                // A step can be taken again: what it deleted stays deleted. A restarted upstream has other cursors, so from the start.
+                let since = *trouble.get_or_insert(began);
+                if since.elapsed() > RETRY_FOR.min(scope.worker.shared.target.socket_timeout * 6) {
+                    return Err(error);
+                }
+                cursor = 0;
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+}
+
+async fn step(scope: &Scope, cursor: u64, pattern: &[u8], unlink: bool) -> Result<u64, UpstreamError> {
+    let (next, names) = scope.page(cursor, pattern, PAGE, None).await?;
+    if !names.is_empty() {
+        let mut cmd = redis::cmd(if unlink { "UNLINK" } else { "DEL" });
+        for name in &names {
+            cmd.arg([&scope.prefix, &name[..]].concat());
+        }
+        let _: u64 = scope.worker.control.query(scope.db, &cmd).await?;
+    }
+    Ok(next)
+}

@@ -1,0 +1,292 @@
+//! MULTI, EXEC, DISCARD, WATCH and UNWATCH, with the upstream's own semantics.
+//!
+//! A transaction that was read whole, without WATCH, goes out on the shared connection as one contiguous block: nothing of another session
+//! can come between, since a block is appended within one turn. Any other gets a dedicated connection until EXEC or DISCARD. Either way each
+//! command is queued by the upstream itself, which gives the queue-time errors and the verdict of EXEC. A command refused here was never
+//! queued there: EXEC then becomes DISCARD and the client is told -EXECABORT.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::atomic::Ordering,
+};
+
+use crate::{
+    clients,
+    command::{self, Args, Class, Lookup, Row, Span},
+    error::UpstreamError,
+    local, proxy,
+    resp::{
+        Value,
+        request::{self, Limits, Parsed, Progress},
+    },
+    rewrite::{
+        canonical,
+        reply::{Exec, Rule, Unprefix},
+    },
+    session::{Flow, Session, Until},
+    upstream::Owed,
+};
+
+/// Most commands of a block; a longer transaction gets a connection of its own.
+const BLOCK: usize = 1024;
+/// Most commands queued in one transaction (isolation.md L7).
+const QUEUED: usize = 1_000_000;
+
+const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
+/// What stands in the upstream's queue for a command that is answered here.
+const PLACEHOLDER: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+
+/// An open transaction.
+#[derive(Debug, Default)]
+pub struct Tx {
+    /// The whole of it was read: it is being appended to the shared connection in this turn.
+    pub block: bool,
+    /// A command was refused: it cannot be carried out.
+    pub dirty: bool,
+    /// Its upstream connection is gone.
+    pub broken: bool,
+    /// What EXEC's reply needs, command by command.
+    rules: Vec<Rule>,
+    /// Commands answered here, by position in `rules`: their arguments.
+    local: Vec<(usize, Vec<Vec<u8>>)>,
+    /// The last SELECT.
+    select: Option<u32>,
+}
+
+/// Takes note of a dedicated connection that broke.
+pub fn notice_lost(s: &mut Session) {
+    if s.own.as_ref().is_some_and(|own| own.dead()) {
+        s.own = None;
+        match &mut s.tx {
+            Some(tx) => tx.broken = true,
+            None => s.watch_lost |= s.watching,
+        }
+        s.watching = false;
+    }
+}
+
+/// The transaction's part of a command; `None` when it has none.
+pub fn step(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Option<Flow> {
+    match (row.name, s.tx.is_some()) {
+        ("MULTI", false) => Some(begin(s, row, args, frame, spans, ahead)),
+        ("EXEC", true) => Some(exec(s)),
+        ("DISCARD", true) => Some(discard(s, row, args, frame, spans)),
+        ("EXEC" | "DISCARD", false) => {
+            if row.name == "EXEC" && std::mem::take(&mut s.watch_lost) {
+                return Some(s.refuse(ABORTED));
+            }
+            let name = row.name;
+            Some(s.refuse(format!("ERR {name} without MULTI")))
+        }
+        ("WATCH", false) => Some(watch(s, row, args, frame, spans)),
+        ("UNWATCH", false) => {
+            s.watch_lost = false;
+            if !s.watching {
+                s.answer(&Value::ok());
+                return Some(Flow::Next);
+            }
+            s.watching = false;
+            Some(pass(s, row, args, frame, spans))
+        }
+        // The upstream refuses these in a transaction, and knows best how.
+        ("MULTI" | "WATCH", true) => Some(pass(s, row, args, frame, spans)),
+        ("QUIT" | "RESET", _) => None,
+        (_, true) => Some(queue(s, row, args, frame, spans)),
+        (_, false) => None,
+    }
+}
+
+fn pass(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
+    let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
+    match proxy::send(s, row, args, frame, spans, owed, false) {
+        Ok(()) => Flow::Next,
+        Err(error) => s.refuse(error),
+    }
+}
+
+fn watch(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
+    if s.own.is_none() {
+        if s.down.in_flight() > 0 {
+            return Flow::Again(Until::Drained);
+        }
+        if let Err(error) = s.pin() {
+            return s.refuse(error.to_line());
+        }
+    }
+    s.watching = true;
+    pass(s, row, args, frame, spans)
+}
+
+fn begin(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
+    let mut tx = Tx { broken: std::mem::take(&mut s.watch_lost), ..Tx::default() };
+    if tx.broken {
+        // The client's EXEC must fail, but only there: that is where it looks.
+        s.tx = Some(tx);
+        s.answer(&Value::ok());
+        return Flow::Next;
+    }
+    if s.own.is_none() {
+        if is_whole(ahead) {
+            tx.block = true;
+        } else {
+            if s.down.in_flight() > 0 {
+                return Flow::Again(Until::Drained);
+            }
+            if let Err(error) = s.pin() {
+                tx.broken = true;
+                s.tx = Some(tx);
+                return s.refuse(error.to_line());
+            }
+        }
+    }
+    s.client.queued.store(0, Ordering::Relaxed);
+    s.tx = Some(tx);
+    let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
+    match proxy::send(s, row, args, frame, spans, owed, false) {
+        Ok(()) => Flow::Next,
+        Err(error) => {
+            // Later commands must not run outside the transaction they were meant for.
+            if let Some(tx) = &mut s.tx {
+                tx.broken = true;
+            }
+            s.refuse(error)
+        }
+    }
+}
+
+/// Whether `ahead` holds the rest of a transaction, up to its EXEC or DISCARD, and nothing that needs a connection of its own.
+fn is_whole(ahead: &[u8]) -> bool {
+    let mut spans = Vec::new();
+    let mut at = 0;
+    for _ in 0..BLOCK {
+        spans.clear();
+        let Parsed::Command(n) = request::parse(&ahead[at..], &mut spans, &mut Progress::default(), &Limits::FULL) else { return false };
+        let args = Args::new(&ahead[at..], &spans);
+        match command::lookup(&args) {
+            Lookup::Found(row) => match row.name {
+                "EXEC" | "DISCARD" => return args.len() == 1,
+                "WATCH" | "SELECT" | "QUIT" | "RESET" => return false,
+                _ => {}
+            },
+            Lookup::Unknown | Lookup::UnknownSubcommand(_) => {}
+        }
+        at += n;
+    }
+    false
+}
+
+/// A command between MULTI and EXEC.
+fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
+    let Some(tx) = &mut s.tx else { return Flow::Next };
+    if tx.broken {
+        return s.refuse(UpstreamError::Lost.to_line());
+    }
+    if tx.rules.len() >= QUEUED {
+        return s.refuse("BUSY too many commands in one transaction");
+    }
+    let position = tx.rules.len();
+    // A borrow of the transaction would stand in the way of the session's own methods below.
+    let (rule, placeholder) = match row.class {
+        Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),
+        Class::Local => match row.name {
+            "SELECT" if s.muted() => return s.refuse("ERR SELECT inside a transaction needs CLIENT REPLY ON"),
+            "SELECT" => match canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < s.tenant.databases) {
+                Some(db) => {
+                    tx.select = Some(db);
+                    let frame = format!("*2\r\n$6\r\nSELECT\r\n${}\r\n{}\r\n", (s.tenant.db_base + db).to_string().len(), s.tenant.db_base + db);
+                    if let Some(own) = &s.own {
+                        own.taint();
+                    }
+                    (Rule::Raw, Some(frame.into_bytes()))
+                }
+                None => (Rule::Replace(Rc::from(local::select_error(args.at(1)).to_bytes(s.proto))), Some(PLACEHOLDER.to_vec())),
+            },
+            "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" => return s.refuse("ERR Command not allowed inside a transaction"),
+            _ => {
+                tx.local.push((position, args.iter().map(<[u8]>::to_vec).collect()));
+                (Rule::Raw, Some(PLACEHOLDER.to_vec()))
+            }
+        },
+        Class::Scoped => {
+            return s.refuse(format!("ERR {} is not allowed inside a transaction: it is carried out in steps, not at once", row.lower_name()));
+        }
+        Class::Script | Class::Denied => return s.no_permission(row),
+    };
+    let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
+    let sent = match placeholder {
+        None => proxy::send(s, row, args, frame, spans, owed, false),
+        Some(frame) => match s.conn() {
+            Ok(conn) if !conn.dead() => {
+                conn.send(|out| out.extend_from_slice(&frame));
+                conn.expect(&s.down, owed, false);
+                Ok(())
+            }
+            Ok(_) => Err(UpstreamError::Lost.to_line()),
+            Err(error) => Err(error.to_line()),
+        },
+    };
+    if let Err(error) = sent {
+        return s.refuse(error);
+    }
+    queued(s, rule);
+    Flow::Next
+}
+
+/// One more command has been sent to be queued; EXEC's reply will need `rule` for it.
+pub fn queued(s: &mut Session, rule: Rule) {
+    if let Some(tx) = &mut s.tx {
+        tx.rules.push(rule);
+        s.client.queued.store(u32::try_from(tx.rules.len()).unwrap_or(clients::NO_MULTI - 1), Ordering::Relaxed);
+    }
+}
+
+fn close(s: &mut Session) -> Tx {
+    s.watching = false;
+    s.client.queued.store(clients::NO_MULTI, Ordering::Relaxed);
+    s.tx.take().unwrap_or_default()
+}
+
+fn exec(s: &mut Session) -> Flow {
+    let mut tx = close(s);
+    if tx.broken {
+        return s.refuse(ABORTED);
+    }
+    let conn = match s.conn() {
+        Ok(conn) if !conn.dead() => conn,
+        Ok(_) => return s.refuse(ABORTED),
+        Err(error) => return s.refuse(error.to_line()),
+    };
+    let muted = s.muted();
+    if tx.dirty {
+        conn.send(|out| out.extend_from_slice(b"*1\r\n$7\r\nDISCARD\r\n"));
+        let verdict = Value::error(ABORTED).to_bytes(s.proto);
+        conn.expect(&s.down, if muted { Owed::Dropped } else { Owed::Instead(Rc::from(verdict)) }, false);
+        return Flow::Next;
+    }
+    for (position, words) in std::mem::take(&mut tx.local) {
+        let reply = local::answer_in_transaction(s, &words);
+        tx.rules[position] = Rule::Replace(Rc::from(reply.to_bytes(s.proto)));
+    }
+    conn.send(|out| out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n"));
+    let plain = tx.select.is_none() && tx.rules.iter().all(|r| *r == Rule::Raw);
+    let owed = if muted {
+        Owed::Dropped
+    } else if plain {
+        Owed::Raw
+    } else {
+        let committed = Rc::<Cell<bool>>::default();
+        s.select_on_commit = tx.select.map(|db| (Rc::clone(&committed), db));
+        Owed::Rewritten(Box::new(Unprefix::exec(Exec { rules: tx.rules, committed }, Rc::clone(&s.prefix))))
+    };
+    conn.expect(&s.down, owed, false);
+    Flow::Next
+}
+
+fn discard(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
+    if close(s).broken {
+        s.answer(&Value::ok());
+        return Flow::Next;
+    }
+    pass(s, row, args, frame, spans)
+}

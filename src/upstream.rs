@@ -1,0 +1,371 @@
+//! UPSTREAM: the connections of one worker to the servers behind keyfence.
+//!
+//! Asked for "the connection for this key of the pool" and answered with one that may still be connecting. Shared connections carry the
+//! pipelined requests of many sessions of one tenant; a dedicated one belongs to one session while its state demands it (WATCH, an open
+//! MULTI, a blocking command, a request too large to be held). A pool is one (tenant, database, protocol version), so no connection ever
+//! carries two tenants' requests and none is in a state that its next user does not expect.
+
+pub mod conn;
+pub mod control;
+pub mod managed;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fmt, io,
+    path::PathBuf,
+    rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::Instant};
+
+pub use conn::{Conn, Owed};
+
+use crate::{
+    downstream::Spares,
+    error::UpstreamError,
+    net::{self, ReadHalf, WriteHalf},
+    resp::{self, Proto, reply::Scanner},
+};
+
+/// Length of one tick of a worker's clock: how exact deadlines are.
+pub const TICK: Duration = Duration::from_millis(50);
+/// Connects in flight at once per worker, so that the restart of an upstream is no storm.
+const CONNECTS: usize = 16;
+/// Longest back-off between attempts to connect.
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// First back-off.
+const MIN_BACKOFF: Duration = Duration::from_millis(25);
+/// A dedicated connection unused for this long is closed.
+const DEDICATED_IDLE: Duration = Duration::from_secs(30);
+/// A shared connection unused for this long is asked for a PING, so that a dead one is found before a client needs it.
+const PING_AFTER: Duration = Duration::from_secs(15);
+
+/// How many ticks of a worker's clock `d` is, at least one.
+pub fn ticks(d: Duration) -> u32 {
+    u32::try_from(d.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX - 1).max(1)
+}
+
+/// A worker's coarse clock: one timer for every deadline on it.
+#[derive(Debug, Default)]
+pub struct Clock(Cell<u32>);
+
+impl Clock {
+    /// The tick at hand.
+    pub fn now(&self) -> u32 {
+        self.0.get()
+    }
+
+    /// One [`TICK`] has passed.
+    pub fn advance(&self) {
+        // conn::NEVER is not a time.
+        let next = self.0.get().wrapping_add(1);
+        self.0.set(if next == conn::NEVER { 0 } else { next });
+    }
+}
+
+/// Which pool a connection belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The tenant's number.
+    pub tenant: u32,
+    /// The upstream's database.
+    pub db: u32,
+    /// The protocol its replies are in.
+    pub proto: Proto,
+}
+
+/// Where an upstream is.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// Host and port.
+    Tcp(String, u16),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+/// An upstream and how to log in to it.
+#[derive(Clone)]
+pub struct Target {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// ACL user; empty: the default user.
+    pub username: String,
+    /// Empty: no login.
+    pub password: String,
+    /// For connecting and logging in.
+    pub connect_timeout: Duration,
+    /// For a request, queueing included.
+    pub socket_timeout: Duration,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.endpoint {
+            Endpoint::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Endpoint::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl Target {
+    /// Connects, logs in, and puts the connection into the state of pool `key`.
+    async fn connect(&self, key: &Key) -> io::Result<(ReadHalf, WriteHalf)> {
+        let (mut read, write) = match &self.endpoint {
+            Endpoint::Tcp(host, port) => net::connect_tcp(host, *port).await?,
+            Endpoint::Unix(path) => net::connect_unix(path).await?,
+        };
+        let mut hello = Vec::new();
+        let mut replies = 0;
+        let mut say = |words: &[&[u8]]| {
+            resp::put_header(&mut hello, b'*', words.len() as u64);
+            words.iter().for_each(|w| resp::put_bulk(&mut hello, w));
+            replies += 1;
+        };
+        if !self.password.is_empty() {
+            if self.username.is_empty() {
+                say(&[b"AUTH", self.password.as_bytes()]);
+            } else {
+                say(&[b"AUTH", self.username.as_bytes(), self.password.as_bytes()]);
+            }
+        }
+        if key.proto == Proto::Resp3 {
+            say(&[b"HELLO", b"3"]);
+        }
+        if key.db != 0 {
+            say(&[b"SELECT", key.db.to_string().as_bytes()]);
+        }
+        let mut sent = 0;
+        while sent < hello.len() {
+            match write.try_write(&hello[sent..]) {
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::future::poll_fn(|cx| write.poll_ready(cx)).await?,
+                Err(e) => return Err(e),
+            }
+        }
+        let mut got = Vec::new();
+        let mut chunk = [0; 1024];
+        let (mut scanner, mut at, mut first) = (Scanner::default(), 0, 0);
+        while replies > 0 {
+            let (n, done) = scanner.advance(&got[at..]).map_err(|_| io::Error::other("not a Redis server"))?;
+            at += n;
+            if done {
+                if got[first] == b'-' {
+                    let line = got[first + 1..at].split(|&c| c == b'\r').next().unwrap_or_default();
+                    return Err(io::Error::other(String::from_utf8_lossy(line).into_owned()));
+                }
+                first = at;
+                replies -= 1;
+                continue;
+            }
+            let n = std::future::poll_fn(|cx| read.poll_read(cx, &mut chunk)).await?;
+            if n == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the upstream while logging in"));
+            }
+            got.extend_from_slice(&chunk[..n]);
+        }
+        Ok((read, write))
+    }
+}
+
+/// Connections open to one upstream, over all workers.
+#[derive(Debug)]
+pub struct Open {
+    count: AtomicUsize,
+    limit: usize,
+}
+
+impl Open {
+    /// At most `limit` at once.
+    pub fn new(limit: usize) -> Self {
+        Self { count: AtomicUsize::new(0), limit }
+    }
+
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn acquire(&self) -> Result<(), UpstreamError> {
+        let taken = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1));
+        taken.map(drop).map_err(|_| UpstreamError::Busy(format!("max_connections ({}) to the upstream are in use", self.limit)))
+    }
+
+    fn release(&self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether it is worth trying to connect.
+#[derive(Debug)]
+pub struct Health {
+    failures: Cell<u32>,
+    not_before: Cell<Instant>,
+    why: RefCell<String>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { failures: Cell::new(0), not_before: Cell::new(Instant::now()), why: RefCell::default() }
+    }
+}
+
+impl Health {
+    fn succeeded(&self) {
+        if self.failures.replace(0) > 0 {
+            tracing::info!("upstream reachable again");
+        }
+    }
+
+    fn failed(&self, why: &str) {
+        let failures = self.failures.get();
+        if failures == 0 {
+            tracing::warn!(why, "upstream unreachable");
+        }
+        self.failures.set(failures.saturating_add(1));
+        let backoff = (MIN_BACKOFF * 2u32.saturating_pow(failures.min(10))).min(MAX_BACKOFF);
+        self.not_before.set(Instant::now() + backoff.mul_f64(0.5 + fastrand::f64() / 2.0));
+        why.clone_into(&mut self.why.borrow_mut());
+    }
+
+    fn check(&self) -> Result<(), UpstreamError> {
+        if self.failures.get() > 0 && Instant::now() < self.not_before.get() {
+            return Err(UpstreamError::Unreachable(self.why.borrow().clone()));
+        }
+        Ok(())
+    }
+}
+
+/// What the connections of one worker share.
+#[derive(Debug)]
+pub struct Env {
+    /// The upstream.
+    pub target: Target,
+    /// One read at a time goes through this buffer, whoever reads.
+    pub scratch: Rc<RefCell<Vec<u8>>>,
+    /// The worker's clock.
+    pub clock: Rc<Clock>,
+    /// The worker's spare buffers.
+    pub spares: Rc<Spares>,
+    /// Connections open, over all workers.
+    pub open: Arc<Open>,
+    /// Back-off.
+    pub health: Health,
+    /// Connects in flight.
+    connects: Semaphore,
+    /// Replies withheld because they held a foreign name.
+    pub isolation_failures: Cell<u64>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pool {
+    env: Rc<Env>,
+    shared: RefCell<HashMap<Key, Vec<Rc<Conn>>>>,
+    spare: RefCell<HashMap<Key, Vec<Rc<Conn>>>>,
+    all: RefCell<Vec<Weak<Conn>>>,
+    per_key: usize,
+}
+
+impl Pool {
+    /// `per_key`: shared connections per tenant, database and protocol version.
+    pub fn new(target: Target, open: Arc<Open>, per_key: usize, scratch: Rc<RefCell<Vec<u8>>>, clock: Rc<Clock>, spares: Rc<Spares>) -> Self {
+        let env = Rc::new(Env { target, scratch, clock, spares, open, health: Health::default(), connects: Semaphore::new(CONNECTS), isolation_failures: Cell::new(0) });
+        Self { env, shared: RefCell::default(), spare: RefCell::default(), all: RefCell::default(), per_key }
+    }
+
+    /// A shared connection; sessions with the same `turn` get the same one.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Unreachable`] during back-off, [`UpstreamError::Busy`] at the connection limit.
+    pub fn shared(&self, key: Key, turn: usize) -> Result<Rc<Conn>, UpstreamError> {
+        let mut shared = self.shared.borrow_mut();
+        let conns = shared.entry(key).or_default();
+        let at = turn % self.per_key;
+        if let Some(conn) = conns.get(at).filter(|c| !c.dead()) {
+            return Ok(Rc::clone(conn));
+        }
+        let conn = self.open(key)?;
+        match conns.get_mut(at) {
+            Some(place) => *place = Rc::clone(&conn),
+            None => conns.push(Rc::clone(&conn)),
+        }
+        Ok(conn)
+    }
+
+    /// A connection for one session alone; give it back with [`Pool::release`].
+    ///
+    /// # Errors
+    /// As [`Pool::shared`].
+    pub fn dedicated(&self, key: Key) -> Result<Rc<Conn>, UpstreamError> {
+        while let Some(conn) = self.spare.borrow_mut().get_mut(&key).and_then(Vec::pop) {
+            if conn.reusable() {
+                return Ok(conn);
+            }
+        }
+        self.open(key)
+    }
+
+    /// Takes a dedicated connection back, or closes it when its state would surprise its next user.
+    pub fn release(&self, conn: Rc<Conn>) {
+        if conn.reusable() {
+            self.spare.borrow_mut().entry(conn.key).or_default().push(conn);
+        } else {
+            conn.close();
+        }
+    }
+
+    fn open(&self, key: Key) -> Result<Rc<Conn>, UpstreamError> {
+        self.env.health.check()?;
+        self.env.open.acquire()?;
+        let conn = Conn::open(&self.env, key);
+        self.all.borrow_mut().push(Rc::downgrade(&conn));
+        Ok(conn)
+    }
+
+    /// Once per tick: deadlines.
+    pub fn tick(&self) {
+        let limit = ticks(self.env.target.socket_timeout);
+        // A failing connection may open another on behalf of a client, so the list is not held while it is walked.
+        let conns: Vec<Rc<Conn>> = {
+            let mut all = self.all.borrow_mut();
+            all.retain(|c| c.strong_count() > 0);
+            all.iter().filter_map(Weak::upgrade).filter(|c| !c.idle()).collect()
+        };
+        conns.iter().for_each(|c| c.check_deadline(limit));
+    }
+
+    /// Now and then: closes dedicated connections that nobody used for a while, and asks idle shared ones whether they live.
+    pub fn tidy(&self) {
+        for conns in self.spare.borrow_mut().values_mut() {
+            conns.retain(|c| {
+                let keep = c.reusable() && c.unused_for() < ticks(DEDICATED_IDLE);
+                if !keep {
+                    c.close();
+                }
+                keep
+            });
+        }
+        for conn in self.shared.borrow().values().flatten() {
+            if conn.ready() && !conn.dead() && conn.idle() && conn.unused_for() >= ticks(PING_AFTER) {
+                conn.send_own(b"*1\r\n$4\r\nPING\r\n");
+            }
+        }
+    }
+
+    /// What its connections share.
+    pub fn env(&self) -> &Rc<Env> {
+        &self.env
+    }
+}

@@ -1,0 +1,573 @@
+//! One connection to an upstream: requests go out in the order they were appended, replies are paired with them by that order alone.
+//!
+//! ```text
+//!   sessions ──send()──► out ──writer task──►  upstream
+//!      │                                          │
+//!      └──expect()──► waiters ◄──reader task──────┘ replies
+//!                        │
+//!                        └──► Downstream of each, written to at the end of the reader's turn
+//! ```
+//!
+//! The writer is woken once per turn of the worker's run queue, so what many clients sent in one turn leaves in one write. A client that
+//! left keeps its place in `waiters`: its replies are counted and dropped. A reply that nobody waits for, a timeout, anything malformed or
+//! outside the prefix closes the connection, and everyone still waiting gets an error, in order: no reply can reach another client.
+//! (A reply off by one is what showed one user's data to another in March 2023, redis-py issue 2624.)
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, timeout},
+};
+
+use super::{Env, Key};
+use crate::{
+    downstream::{Downstream, HIGH_WATER},
+    error::UpstreamError,
+    net::{ReadHalf, WriteHalf},
+    resp::{self, Proto, reply::Scanner},
+    rewrite::reply::{Failure, Unprefix},
+};
+
+/// Bytes waiting to be sent past which sessions stop adding to them.
+const CONGESTED: usize = 1024 * 1024;
+/// An error line longer than this is passed as it comes.
+const ERROR_LINE: usize = 8 * 1024;
+/// How long a slow client may keep its upstream connection waiting, beyond [`PACE`].
+const PATIENCE: Duration = Duration::from_millis(100);
+/// A client that reads at least this many bytes per millisecond may keep its upstream connection waiting as long as it likes.
+const PACE: u64 = 16 * 1024;
+/// `since` of a request that may wait as long as it takes: a blocking command.
+pub const NEVER: u32 = u32::MAX;
+
+/// What becomes of a reply.
+#[derive(Debug)]
+pub enum Owed {
+    /// It is passed as it comes.
+    Raw,
+    /// It is counted and dropped (CLIENT REPLY OFF, requests of keyfence's own).
+    Dropped,
+    /// It is dropped and these bytes are passed.
+    Instead(Rc<[u8]>),
+    /// There is none: these bytes wait here for the replies before them.
+    Local(Rc<[u8]>),
+    /// It carries names.
+    Rewritten(Box<Unprefix>),
+}
+
+#[derive(Debug)]
+struct Waiter {
+    /// `None`: keyfence's own request.
+    client: Option<Rc<Downstream>>,
+    owed: Owed,
+    /// How many replies; above 1 only for `Raw` and `Dropped`.
+    count: u32,
+    /// Tick of the worker's clock at which it began to wait.
+    since: u32,
+}
+
+/// Where the reader stands in the reply at hand.
+#[derive(Debug, Default)]
+struct Reading {
+    scanner: Scanner,
+    /// The scanner is in a push frame, which answers nobody.
+    push: bool,
+    /// The reply at hand has begun; where its first byte stands in its client's output.
+    begun: Option<u64>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Conn {
+    /// Which pool it belongs to.
+    pub key: Key,
+    env: Rc<Env>,
+    out: RefCell<Vec<u8>>,
+    /// Bytes the writer has taken from `out` and not yet written.
+    writing: Cell<usize>,
+    waiters: RefCell<VecDeque<Waiter>>,
+    reading: RefCell<Reading>,
+    ready: Cell<bool>,
+    dead: Cell<bool>,
+    /// Must not go back to a pool: its state is not what a new user expects.
+    tainted: Cell<bool>,
+    /// The reader waits for a slow client, so nobody's deadline runs.
+    paused: Cell<bool>,
+    /// Tick of the last byte read.
+    progress: Cell<u32>,
+    /// Tick at which it was last handed out or answered.
+    used: Cell<u32>,
+    kicked: Cell<bool>,
+    writer: RefCell<Option<Waker>>,
+    /// Sessions that wait for `out` to drain.
+    room: RefCell<Vec<Waker>>,
+    tasks: RefCell<Vec<AbortHandle>>,
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.env.open.release();
+    }
+}
+
+impl Conn {
+    /// A connection that begins to connect; requests may be sent at once and leave when it is up. The caller holds a place in
+    /// `env.open`, which the connection gives back when it is dropped.
+    pub(super) fn open(env: &Rc<Env>, key: Key) -> Rc<Self> {
+        let conn = Rc::new(Self {
+            key,
+            env: Rc::clone(env),
+            out: RefCell::default(),
+            writing: Cell::new(0),
+            waiters: RefCell::default(),
+            reading: RefCell::default(),
+            ready: Cell::new(false),
+            dead: Cell::new(false),
+            tainted: Cell::new(false),
+            paused: Cell::new(false),
+            progress: Cell::new(env.clock.now()),
+            used: Cell::new(env.clock.now()),
+            kicked: Cell::new(false),
+            writer: RefCell::default(),
+            room: RefCell::default(),
+            tasks: RefCell::default(),
+        });
+        conn.spawn(Rc::clone(&conn).connect());
+        conn
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.tasks.borrow_mut().push(tokio::task::spawn_local(task).abort_handle());
+    }
+
+    async fn connect(self: Rc<Self>) {
+        let result = {
+            let Ok(_permit) = self.env.connects.acquire().await else { return };
+            timeout(self.env.target.connect_timeout, self.env.target.connect(&self.key)).await
+        };
+        let error = match result {
+            Ok(Ok((read, write))) => {
+                self.env.health.succeeded();
+                self.ready.set(true);
+                self.kick();
+                self.spawn(Rc::clone(&self).write_on(write));
+                self.spawn(Rc::clone(&self).read_on(read));
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no connection within {:?}", self.env.target.connect_timeout),
+        };
+        self.env.health.failed(&error);
+        self.fail(&UpstreamError::Unreachable(error));
+    }
+
+    /// Whether it can no longer be used.
+    pub fn dead(&self) -> bool {
+        self.dead.get()
+    }
+
+    /// It must be closed, not pooled, when its user is done.
+    pub fn taint(&self) {
+        self.tainted.set(true);
+    }
+
+    /// Whether it may serve another session: alive, clean, and owing nothing.
+    pub fn reusable(&self) -> bool {
+        !self.dead.get() && !self.tainted.get() && self.idle()
+    }
+
+    /// Whether nothing is owed.
+    pub fn idle(&self) -> bool {
+        self.waiters.borrow().is_empty()
+    }
+
+    /// Whether it is connected.
+    pub fn ready(&self) -> bool {
+        self.ready.get()
+    }
+
+    /// Ticks since it was last used.
+    pub fn unused_for(&self) -> u32 {
+        self.env.clock.now().wrapping_sub(self.used.get())
+    }
+
+    /// Appends to what will be sent; it leaves at the end of this turn.
+    pub fn send<R>(&self, fill: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        let result = fill(&mut self.out.borrow_mut());
+        self.kick();
+        result
+    }
+
+    /// The next reply not yet spoken for is `owed` to `client`. `patient`: no deadline.
+    pub fn expect(&self, client: &Rc<Downstream>, owed: Owed, patient: bool) {
+        client.expect(1);
+        let since = if patient { NEVER } else { self.env.clock.now() };
+        let mut waiters = self.waiters.borrow_mut();
+        if let (Owed::Raw, Some(last)) = (&owed, waiters.back_mut())
+            && matches!(last.owed, Owed::Raw)
+            && last.since == since
+            && last.client.as_ref().is_some_and(|c| Rc::ptr_eq(c, client))
+        {
+            last.count += 1;
+            return;
+        }
+        waiters.push_back(Waiter { client: Some(Rc::clone(client)), owed, count: 1, since });
+    }
+
+    /// A request of keyfence's own whose reply is dropped.
+    pub fn send_own(&self, frame: &[u8]) {
+        self.send(|out| out.extend_from_slice(frame));
+        self.waiters.borrow_mut().push_back(Waiter { client: None, owed: Owed::Dropped, count: 1, since: self.env.clock.now() });
+    }
+
+    /// Whether sessions should wait before they send more.
+    pub fn congested(&self) -> bool {
+        self.out.borrow().len() + self.writing.get() > CONGESTED
+    }
+
+    /// Ready once it is no longer congested, or dead.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.dead.get() || !self.congested() {
+            return Poll::Ready(());
+        }
+        self.room.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn kick(&self) {
+        if !self.kicked.replace(true)
+            && let Some(writer) = &*self.writer.borrow()
+        {
+            writer.wake_by_ref();
+        }
+    }
+
+    /// Fails the connection when the request that has waited longest is past `limit` ticks.
+    pub fn check_deadline(&self, limit: u32) {
+        if self.paused.get() || self.dead.get() {
+            return;
+        }
+        let now = self.env.clock.now();
+        let late = self.waiters.borrow().front().is_some_and(|w| {
+            let begun = self.reading.borrow().begun.is_some();
+            let since = if begun { self.progress.get() } else { w.since };
+            w.since != NEVER && now.wrapping_sub(since) > limit
+        });
+        if late {
+            tracing::warn!(upstream = %self.env.target, "upstream did not answer in time: connection closed");
+            self.fail(&UpstreamError::TimedOut(self.env.target.socket_timeout));
+        }
+    }
+
+    async fn write_on(self: Rc<Self>, write: WriteHalf) {
+        loop {
+            poll_fn(|cx| {
+                if self.kicked.replace(false) {
+                    return Poll::Ready(());
+                }
+                *self.writer.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            })
+            .await;
+            let buf = std::mem::replace(&mut *self.out.borrow_mut(), self.env.spares.take());
+            let mut sent = 0;
+            while sent < buf.len() {
+                self.writing.set(buf.len() - sent);
+                match write.try_write(&buf[sent..]) {
+                    Ok(n) => sent += n,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        if poll_fn(|cx| write.poll_ready(cx)).await.is_err() {
+                            return self.fail(&UpstreamError::Lost);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(upstream = %self.env.target, %error, "upstream connection broke");
+                        return self.fail(&UpstreamError::Lost);
+                    }
+                }
+            }
+            self.writing.set(0);
+            self.env.spares.put(buf);
+            for waker in self.room.borrow_mut().drain(..) {
+                waker.wake();
+            }
+        }
+    }
+
+    async fn read_on(self: Rc<Self>, mut read: ReadHalf) {
+        // What the last turn could not use: a header line that had not arrived whole.
+        let mut rest: Vec<u8> = Vec::new();
+        let mut written: Vec<Rc<Downstream>> = Vec::new();
+        let mut slow: Vec<Rc<Downstream>> = Vec::new();
+        loop {
+            let turn = poll_fn(|cx| {
+                let mut scratch = self.env.scratch.borrow_mut();
+                let held = rest.len();
+                let n = match read.poll_read(cx, &mut scratch[held..]) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err("closed by the upstream".to_owned())),
+                    Poll::Ready(Ok(n)) => n,
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e.to_string())),
+                };
+                scratch[..held].copy_from_slice(&rest);
+                let buf = &scratch[..held + n];
+                self.progress.set(self.env.clock.now());
+                let used = match self.deliver(buf, &mut written) {
+                    Ok(used) => used,
+                    Err(error) => return Poll::Ready(Err(error.to_owned())),
+                };
+                rest.clear();
+                rest.extend_from_slice(&buf[used..]);
+                if rest.len() > scratch.len() / 2 {
+                    return Poll::Ready(Err("a header line without an end".to_owned()));
+                }
+                Poll::Ready(Ok(()))
+            })
+            .await;
+            for client in written.drain(..) {
+                client.flush();
+                if client.unsent() > HIGH_WATER {
+                    slow.push(client);
+                }
+            }
+            if let Err(error) = turn {
+                if !self.dead.get() {
+                    tracing::warn!(upstream = %self.env.target, error, "upstream connection closed");
+                }
+                return self.fail(&UpstreamError::Lost);
+            }
+            for client in slow.drain(..) {
+                self.wait_for(&client).await;
+            }
+        }
+    }
+
+    /// Lets a client that is behind catch up before more is read for it: a large reply passes in little memory. One that reads slower than
+    /// [`PACE`] is not waited for beyond [`PATIENCE`], since everybody else on this connection waits too: its output grows to its limit.
+    async fn wait_for(&self, client: &Downstream) {
+        self.paused.set(true);
+        let mut deadline = Instant::now() + PATIENCE;
+        loop {
+            let before = client.written();
+            let drained = tokio::time::timeout_at(deadline, poll_fn(|cx| client.poll_drained(cx))).await.is_ok();
+            let credit = Duration::from_millis((client.written() - before) / PACE);
+            if drained || credit.is_zero() {
+                break;
+            }
+            deadline = Instant::now() + credit.min(PATIENCE);
+        }
+        self.progress.set(self.env.clock.now());
+        self.paused.set(false);
+    }
+
+    /// Hands the replies in `buf` to those who wait for them: the bytes used.
+    fn deliver(&self, buf: &[u8], written: &mut Vec<Rc<Downstream>>) -> Result<usize, &'static str> {
+        let mut reading = self.reading.borrow_mut();
+        let reading = &mut *reading;
+        let mut waiters = self.waiters.borrow_mut();
+        let mut at = 0;
+        loop {
+            // A push stands between two replies and answers nobody.
+            if reading.push || (reading.begun.is_none() && buf.get(at) == Some(&b'>') && self.key.proto == Proto::Resp3) {
+                let (n, done) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;
+                at += n;
+                reading.push = !done;
+                if !done {
+                    return Ok(at);
+                }
+                continue;
+            }
+            let Some(waiter) = waiters.front_mut() else {
+                self.used.set(self.env.clock.now());
+                return if at == buf.len() { Ok(at) } else { Err("a reply that nobody waits for") };
+            };
+            let finished = match &mut waiter.owed {
+                Owed::Local(bytes) => {
+                    pass(waiter.client.as_ref(), bytes, written);
+                    settle(waiter.client.as_ref(), 1);
+                    true
+                }
+                Owed::Raw | Owed::Dropped => {
+                    let client = waiter.client.as_ref().filter(|_| matches!(waiter.owed, Owed::Raw));
+                    let (used, done) = raw(buf, at, reading, waiter.count, client, written)?;
+                    at = used;
+                    waiter.count -= done;
+                    settle(waiter.client.as_ref(), done);
+                    waiter.count == 0
+                }
+                Owed::Instead(bytes) => {
+                    reading.begun.get_or_insert(0);
+                    let (n, done) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;
+                    at += n;
+                    if done {
+                        reading.begun = None;
+                        pass(waiter.client.as_ref(), bytes, written);
+                        settle(waiter.client.as_ref(), 1);
+                    }
+                    done
+                }
+                Owed::Rewritten(machine) => {
+                    let Some(client) = &waiter.client else { return Err("a rewritten reply without a client") };
+                    if at == buf.len() {
+                        false
+                    } else {
+                        let mark = *reading.begun.get_or_insert_with(|| client.mark());
+                        let advanced = client.append(|out| machine.advance(&buf[at..], out));
+                        client.queue(written);
+                        match advanced {
+                            Ok((n, done)) => {
+                                at += n;
+                                if done {
+                                    reading.begun = None;
+                                    settle(Some(client), 1);
+                                }
+                                done
+                            }
+                            Err(Failure::Malformed) => return Err(MALFORMED),
+                            Err(Failure::Isolation) => {
+                                reading.begun = None;
+                                if !client.retract(mark) {
+                                    client.abandon();
+                                }
+                                self.env.isolation_failures.set(self.env.isolation_failures.get() + 1);
+                                tracing::error!(upstream = %self.env.target, "a reply held a name outside the tenant's prefix: withheld");
+                                return Err("a reply that held a name outside the prefix");
+                            }
+                        }
+                    }
+                }
+            };
+            if !finished {
+                return Ok(at);
+            }
+            waiters.pop_front();
+        }
+    }
+
+    /// Ends the connection: everyone who waits gets `error` in order, and the sockets close.
+    pub fn fail(&self, error: &UpstreamError) {
+        if self.dead.replace(true) {
+            return;
+        }
+        let line = error.to_line();
+        let lost = UpstreamError::Lost.to_line();
+        let mut begun = self.reading.borrow().begun;
+        let mut touched = Vec::new();
+        let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
+        for (i, waiter) in waiters.into_iter().enumerate() {
+            let Some(client) = waiter.client else { continue };
+            // Half of the first reply may have gone out; a client that has it cannot be told anything any more.
+            if let Some(mark) = begun.take()
+                && i == 0
+                && !matches!(waiter.owed, Owed::Dropped | Owed::Instead(_))
+                && !client.retract(mark)
+            {
+                client.abandon();
+            }
+            let text = if i == 0 || matches!(error, UpstreamError::Unreachable(_)) { &line } else { &lost };
+            client.append(|out| match &waiter.owed {
+                Owed::Dropped => {}
+                Owed::Local(bytes) => out.extend_from_slice(bytes),
+                Owed::Raw | Owed::Instead(_) | Owed::Rewritten(_) => (0..waiter.count).for_each(|_| resp::put_error(out, text.as_bytes())),
+            });
+            client.settle(waiter.count);
+            client.queue(&mut touched);
+        }
+        touched.iter().for_each(|client| client.flush());
+        for waker in self.room.borrow_mut().drain(..) {
+            waker.wake();
+        }
+        self.out.borrow_mut().clear();
+        for task in self.tasks.borrow_mut().drain(..) {
+            task.abort();
+        }
+    }
+
+    /// Closes the connection without telling anybody: its one user has gone.
+    pub fn close(&self) {
+        self.fail(&UpstreamError::Lost);
+    }
+}
+
+const MALFORMED: &str = "a malformed reply";
+
+fn pass(client: Option<&Rc<Downstream>>, bytes: &[u8], written: &mut Vec<Rc<Downstream>>) {
+    if let Some(client) = client {
+        client.append(|out| out.extend_from_slice(bytes));
+        client.queue(written);
+    }
+}
+
+fn settle(client: Option<&Rc<Downstream>>, n: u32) {
+    if let Some(client) = client {
+        client.settle(n);
+    }
+}
+
+/// Passes up to `count` replies from `buf[at..]` to `client` (or nobody) as they are: where it stopped, and how many ended.
+fn raw(buf: &[u8], mut at: usize, reading: &mut Reading, count: u32, client: Option<&Rc<Downstream>>, written: &mut Vec<Rc<Downstream>>) -> Result<(usize, u32), &'static str> {
+    let mut done = 0;
+    // Everything from here to `at` is passed in one piece.
+    let mut from = at;
+    // The first byte of the reply at hand, if it is in this buffer.
+    let mut first = None;
+    while done < count {
+        let Some(&kind) = buf.get(at) else { break };
+        if reading.begun.is_none() {
+            if kind == b'>' {
+                break;
+            }
+            if kind == b'-' {
+                let line = &buf[at..];
+                match memchr::memchr(b'\n', line) {
+                    None if line.len() < ERROR_LINE => break,
+                    Some(end) if shows_arguments(&line[..end]) => {
+                        pass(client, &buf[from..at], written);
+                        pass(client, without_arguments(&line[..end]), written);
+                        pass(client, b"\r\n", written);
+                        at += end + 1;
+                        from = at;
+                        done += 1;
+                        continue;
+                    }
+                    _ => {}
+                }
+            }
+            first = Some(at);
+        }
+        let (n, ended) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;
+        at += n;
+        if ended {
+            reading.begun = None;
+            done += 1;
+        } else {
+            let mark = client.map_or(0, |c| c.mark()) + first.map_or(0, |first| (first - from) as u64);
+            if n > 0 {
+                reading.begun.get_or_insert(mark);
+            }
+            break;
+        }
+    }
+    if at > from {
+        pass(client, &buf[from..at], written);
+    }
+    Ok((at, done))
+}
+
+/// Redis quotes the arguments, prefixed names among them, of a command it does not know.
+fn shows_arguments(line: &[u8]) -> bool {
+    line.starts_with(b"-ERR unknown command") || line.starts_with(b"-ERR Unknown command")
+}
+
+fn without_arguments(line: &[u8]) -> &[u8] {
+    const ARGUMENTS: &[u8] = b", with args beginning with:";
+    memchr::memmem::find(line, ARGUMENTS).map_or(b"-ERR unknown command", |at| &line[..at])
+}
