@@ -66,7 +66,9 @@ pub fn variants(call: &Call) -> Vec<Call> {
         if call[at].parse_number() {
             all.extend(BAD_NUMBERS.iter().map(|number| with(number)));
             if !blocks(&name) {
-                all.extend(ODD_NUMBERS.iter().map(|number| with(number)));
+                // A long time to live must not become a short one: whether it is over would be chance.
+                let long = call[at].len() >= 6;
+                all.extend(ODD_NUMBERS.iter().filter(|number| !long || **number != b"2").map(|number| with(number)));
             }
         }
         // The first two for every position, the others in turn.
