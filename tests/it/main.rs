@@ -2,5 +2,8 @@
 //!
 //! `KEYFENCE_TEST_SERVER` names the server binary (default `redis-server`), `KEYFENCE_TEST_SERVER_ARGS` adds arguments to it, such as
 //! `--loadmodule …`. `KEYFENCE_TEST_TARGET=plain` puts a plain server where keyfence would stand: the suite then checks itself.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod differential;
+mod protocol;
 mod support;

@@ -48,8 +48,7 @@ macro_rules! call {
 macro_rules! is {
     ($client:expr, [$($arg:expr),+ $(,)?], $reply:expr) => {{
         let sent = $crate::support::wire::command::<&[u8]>(&[$(AsRef::<[u8]>::as_ref(&$arg)),+]);
-        $client.send(&sent);
-        let reply = $client.reply();
+        let reply = $client.ask(&sent);
         assert_eq!(
             $crate::support::wire::show(&reply),
             $crate::support::wire::show(AsRef::<[u8]>::as_ref(&$reply)),

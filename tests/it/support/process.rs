@@ -15,6 +15,7 @@ struct Log {
 
 /// A running child.
 pub struct Process {
+    name: String,
     child: Child,
     log: Arc<(Mutex<Log>, Condvar)>,
 }
@@ -36,7 +37,7 @@ impl Process {
                 log.1.notify_all();
             });
         }
-        Self { child, log }
+        Self { name: command.get_program().to_string_lossy().into_owned(), child, log }
     }
 
     /// Waits for an output line for which `wanted` holds; panics with the whole output if the child ends first.
@@ -88,7 +89,9 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- output of process {}:\n{}", self.child.id(), self.output());
+            let output = self.output();
+            let end: Vec<&str> = output.lines().rev().take(20).collect();
+            eprintln!("--- end of the output of {}:\n{}", self.name, end.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
     }
 }

@@ -41,7 +41,12 @@ impl Client {
 
     /// Sends one command and returns its reply, as raw bytes.
     pub fn call(&mut self, args: &[&[u8]]) -> Vec<u8> {
-        self.send(&command(args));
+        self.ask(&command(args))
+    }
+
+    /// Sends bytes that make one reply.
+    pub fn ask(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.send(bytes);
         self.reply()
     }
 
@@ -80,6 +85,11 @@ impl Client {
     /// Says that nothing more will be sent.
     pub fn finish(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// As [`Self::finish`], of a connection that the peer may have ended.
+    pub fn finish_lossy(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     fn fill(&mut self) -> Result<(), &'static str> {
