@@ -35,7 +35,10 @@ const QUOTED: usize = 128;
 
 /// Where the arguments go.
 enum Sink {
-    Upstream { conn: Rc<Conn>, row: &'static Row },
+    Upstream {
+        conn: Rc<Conn>,
+        row: &'static Row,
+    },
     /// Nowhere; afterwards this is answered.
     Refused(String),
 }
@@ -101,16 +104,28 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         // The subcommand may not have arrived.
         Lookup::Found(row) if row.is_container() && argc > 1 => return Choice::Hold,
         Lookup::Found(row) => row,
-        Lookup::Unknown => return refused(format!("ERR unknown command '{}'", String::from_utf8_lossy(&args.at(0)[..args.at(0).len().min(QUOTED)]))),
+        Lookup::Unknown => {
+            return refused(format!(
+                "ERR unknown command '{}'",
+                String::from_utf8_lossy(&args.at(0)[..args.at(0).len().min(QUOTED)])
+            ));
+        }
         Lookup::UnknownSubcommand(c) => return refused(format!("ERR unknown subcommand. Try {} HELP.", c.name)),
     };
     if !row.arity_ok(argc) {
         return refused(row.arity_error());
     }
     if !row.served() || matches!(row.class, Class::Denied | Class::Script) {
-        return refused(format!("NOPERM User {} has no permissions to run the '{}' command", s.tenant.name, row.lower_name()));
+        return refused(format!(
+            "NOPERM User {} has no permissions to run the '{}' command",
+            s.tenant.name,
+            row.lower_name()
+        ));
     }
-    if matches!(row.class, Class::Scoped | Class::Local) || command::fixed_slot(row, 0, argc, None).is_none() || row.reply.nogroup {
+    if matches!(row.class, Class::Scoped | Class::Local)
+        || command::fixed_slot(row, 0, argc, None).is_none()
+        || row.reply.nogroup
+    {
         return Choice::Hold;
     }
     // What the path would do before it forwards; inside a transaction the connection is dedicated already.
@@ -139,7 +154,9 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
 async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut progress: Progress) -> bool {
     loop {
         match request::parse(&held, &mut spans, &mut progress, &Limits::FULL) {
-            request::Parsed::Incomplete if held.len() <= MAX_HELD && progress.bulk.is_none_or(|len| len <= MAX_HELD as u64) => {
+            request::Parsed::Incomplete
+                if held.len() <= MAX_HELD && progress.bulk.is_none_or(|len| len <= MAX_HELD as u64) =>
+            {
                 if !s.read_more(&mut held, Instant::now() + STALLED).await {
                     return false;
                 }

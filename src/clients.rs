@@ -76,7 +76,8 @@ impl Client {
         let age = self.since.elapsed();
         let idle = age.saturating_sub(std::time::Duration::from_millis(self.active.load(Ordering::Relaxed)));
         let queued = load(&self.queued);
-        let (multi, mut flags) = if queued == NO_MULTI { (-1, String::new()) } else { (i64::from(queued), "x".to_owned()) };
+        let (multi, mut flags) =
+            if queued == NO_MULTI { (-1, String::new()) } else { (i64::from(queued), "x".to_owned()) };
         if self.blocked.load(Ordering::Relaxed) {
             flags.push('b');
         }

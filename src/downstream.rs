@@ -60,6 +60,7 @@ impl Spares {
 pub struct Alarm {
     waker: AtomicWaker,
     killed: AtomicBool,
+    leaving: AtomicBool,
 }
 
 impl Alarm {
@@ -72,6 +73,17 @@ impl Alarm {
     /// Whether the session was told to end.
     pub fn killed(&self) -> bool {
         self.killed.load(Ordering::Acquire)
+    }
+
+    /// Ends the session as soon as it owes the client nothing.
+    pub fn kill_when_idle(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether the session is to end when it owes nothing.
+    pub fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// Makes the session look around.
@@ -213,7 +225,9 @@ impl Downstream {
     /// Takes back what was appended since `mark`; `false` when some of it was written already.
     pub fn retract(&self, mark: u64) -> bool {
         let mut out = self.out.borrow_mut();
-        let Some(keep) = mark.checked_sub(self.written.get()).and_then(|n| usize::try_from(n).ok()) else { return false };
+        let Some(keep) = mark.checked_sub(self.written.get()).and_then(|n| usize::try_from(n).ok()) else {
+            return false;
+        };
         out.truncate(self.sent.get() + keep);
         true
     }

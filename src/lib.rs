@@ -1,10 +1,38 @@
 //! keyfence: a Redis protocol-compatible proxy that gives every tenant a private Redis behind one prefix.
+//!
+//! ```text
+//!   client ─► server ─► session ─► resp ─► proxy ──► rewrite ──► upstream ─► Redis
+//!             accept    read       parse   classify  + prefix    shared, dedicated
+//!                                  │       authorise                 │
+//!                                  │       transaction               │
+//!                                  └──► local, scoped                │
+//!   client ◄── downstream ◄── rewrite::reply (prefix off) ◄──────────┘
+//! ```
+//!
+//! The modules, in the order of the path:
+
+// Entry: the command line and what it leads to.
+pub mod check;
 pub mod cli;
-pub mod command;
 pub mod config;
-/// What keyfence answers itself.
-pub mod local {
-    pub mod command_docs;
-}
+pub mod explain;
+// The path of a command.
+pub mod big;
+pub mod command;
+pub mod downstream;
+pub mod local;
+pub mod proxy;
 pub mod resp;
+pub mod rewrite;
+pub mod scoped;
+pub mod server;
+pub mod session;
+pub mod transaction;
 pub mod upstream;
+pub mod worker;
+// What these share.
+pub mod clients;
+pub mod error;
+pub mod glob;
+pub mod net;
+pub mod tenant;

@@ -8,7 +8,7 @@ mod config;
 pub mod info;
 
 use crate::{
-    command::{self, Args, Lookup, Row},
+    command::{self, Args, Categories, Lookup, Row},
     resp::{Proto, Value},
     rewrite::canonical,
     session::{Flow, Replies, Session, Until},
@@ -23,8 +23,7 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
         "QUIT" => quit(s),
         "CLIENT REPLY" => reply_mode(s, args),
         // What others do to this session, or it to others, is seen by its earlier commands' replies being there.
-        "CLIENT KILL" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
-        "INFO" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
+        "CLIENT KILL" | "INFO" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
         "INFO" => Flow::Run(crate::scoped::Job::Info(
             args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect(),
         )),
@@ -37,7 +36,7 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
 }
 
 /// Answers a local command that was queued in a transaction, when that is carried out.
-pub fn answer_in_transaction(s: &mut Session, words: &[Vec<u8>]) -> Value {
+pub fn answer_in_transaction(s: &Session, words: &[Vec<u8>]) -> Value {
     let mut at = 0;
     let spans: Vec<_> = words
         .iter()
@@ -52,7 +51,10 @@ pub fn answer_in_transaction(s: &mut Session, words: &[Vec<u8>]) -> Value {
     match command::lookup(&args) {
         Lookup::Found(row) if row.name == "INFO" => {
             let view = info::View::of(s);
-            view.render(&args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect::<Vec<_>>(), None)
+            view.render(
+                &args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect::<Vec<_>>(),
+                None,
+            )
         }
         Lookup::Found(row) => simple(s, row, &args),
         _ => Value::error("ERR unknown command"),
@@ -60,7 +62,7 @@ pub fn answer_in_transaction(s: &mut Session, words: &[Vec<u8>]) -> Value {
 }
 
 /// Those that neither wait nor change where requests go.
-fn simple(s: &mut Session, row: &Row, args: &Args<'_>) -> Value {
+fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
     if let Some(what) = row.name.strip_prefix("CLIENT ") {
         return client::answer(s, what, args);
     }
@@ -82,7 +84,17 @@ fn simple(s: &mut Session, row: &Row, args: &Args<'_>) -> Value {
         "ACL WHOAMI" => Value::bulk(&s.tenant.name),
         "ACL CAT" => acl_cat(args),
         "ACL GENPASS" => acl_genpass(args),
-        "ACL HELP" => help("ACL", &["CAT [<category>]", "    List all commands that belong to <category>, or all command categories.", "GENPASS [<bits>]", "    Generate a secure 256-bit user password.", "WHOAMI", "    Return the current connection username."]),
+        "ACL HELP" => help(
+            "ACL",
+            &[
+                "CAT [<category>]",
+                "    List all commands that belong to <category>, or all command categories.",
+                "GENPASS [<bits>]",
+                "    Generate a secure 256-bit user password.",
+                "WHOAMI",
+                "    Return the current connection username.",
+            ],
+        ),
         // A container that is served by its subcommands, with an argument too few or too many.
         _ => Value::error(row.arity_error()),
     }
@@ -262,33 +274,23 @@ fn reply_mode(s: &mut Session, args: &Args<'_>) -> Flow {
     Flow::Next
 }
 
-const CATEGORIES: [&str; 21] = [
-    "keyspace", "read", "write", "set", "sortedset", "list", "hash", "string", "bitmap", "hyperloglog", "geo", "stream", "pubsub", "admin",
-    "fast", "slow", "blocking", "dangerous", "connection", "transaction", "scripting",
-];
-
 fn acl_cat(args: &Args<'_>) -> Value {
     match args.len() {
-        2 => Value::Array(CATEGORIES.iter().map(Value::bulk).collect()),
-        3 => {
-            let wanted = String::from_utf8_lossy(args.at(2)).to_ascii_lowercase();
-            if !CATEGORIES.contains(&&*wanted) {
-                return Value::error(format!("ERR Unknown category '{}'", String::from_utf8_lossy(args.at(2))));
+        2 => Value::Array(Categories::ALL.iter().map(|(_, word)| Value::bulk(word)).collect()),
+        3 => match Categories::named(&args.at(2).to_ascii_lowercase()) {
+            None => Value::error(format!("ERR Unknown category '{}'", String::from_utf8_lossy(args.at(2)))),
+            Some(category) => {
+                let rows = command::ROWS.iter().filter(|row| row.served() && row.categories.has(category));
+                Value::Array(rows.map(|row| Value::bulk(row.lower_name())).collect())
             }
-            Value::Array(
-                command::ROWS
-                    .iter()
-                    .filter(|row| row.served() && command_docs::in_category(row, &wanted))
-                    .map(|row| Value::bulk(row.lower_name()))
-                    .collect(),
-            )
-        }
+        },
         _ => Value::error("ERR wrong number of arguments for 'acl|cat' command"),
     }
 }
 
 fn acl_genpass(args: &Args<'_>) -> Value {
-    const ERROR: &str = "ERR ACL GENPASS argument must be the number of bits for the output password, a positive number up to 4096";
+    const ERROR: &str =
+        "ERR ACL GENPASS argument must be the number of bits for the output password, a positive number up to 4096";
     let bits = match args.len() {
         2 => 256,
         3 => match canonical(args.at(2)).map(usize::try_from) {

@@ -96,7 +96,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Resolution's or the socket's.
 pub async fn connect_tcp(host: &str, port: u16) -> io::Result<(ReadHalf, WriteHalf)> {
     let stream = TcpStream::connect((host, port)).await?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(5)).with_retries(3);
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(5)).with_retries(3);
     socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     split_tcp(stream)
 }

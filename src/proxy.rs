@@ -9,7 +9,6 @@ use crate::{
     command::{self, Args, Class, ConnNeed, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
     local,
-    resp::Value,
     rewrite::{
         self,
         reply::{NoGroup, Rule, Unprefix},
@@ -41,14 +40,14 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     // CLASSIFY
     let row = match command::lookup(args) {
         Lookup::Found(row) => row,
-        Lookup::Unknown => return s.refuse(unknown_command(args)),
-        Lookup::UnknownSubcommand(container) => return s.refuse(unknown_subcommand(container, args)),
+        Lookup::Unknown => return s.refuse(command::unknown_command_error(args)),
+        Lookup::UnknownSubcommand(container) => return s.refuse(container.unknown_subcommand_error(args.at(1))),
     };
     if row.forwardable() && !s.worker.facts(|f| f.has(row)) {
         let known = row.container().is_some_and(|c| s.worker.facts(|f| f.has(c)));
         return match row.container() {
-            Some(container) if known => s.refuse(unknown_subcommand(container, args)),
-            _ => s.refuse(unknown_command(args)),
+            Some(container) if known => s.refuse(container.unknown_subcommand_error(args.at(1))),
+            _ => s.refuse(command::unknown_command_error(args)),
         };
     }
     s.client.last.store(row.index, std::sync::atomic::Ordering::Relaxed);
@@ -132,7 +131,8 @@ fn block(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
     if let Err(error) = send(s, row, args, frame, spans, owed(s, row, args), true) {
         return s.refuse(error);
     }
-    let deadline = timeout(row, args).map(|t| Instant::now() + t.min(MAX_BLOCK) + s.worker.shared.target.socket_timeout);
+    let deadline =
+        timeout(row, args).map(|t| Instant::now() + t.min(MAX_BLOCK) + s.worker.shared.target.socket_timeout);
     Flow::After(Until::Reply(deadline))
 }
 
@@ -143,7 +143,9 @@ fn timeout(row: &Row, args: &Args<'_>) -> Option<Duration> {
     let millis = |i: usize| seconds(i).map(|ms| ms / 1000.0);
     let seconds = match row.name {
         "BLMPOP" | "BZMPOP" => seconds(1),
-        "XREAD" | "XREADGROUP" | "TS.READ" => (1..last).find(|&i| args.at(i).eq_ignore_ascii_case(b"BLOCK")).and_then(|i| millis(i + 1)),
+        "XREAD" | "XREADGROUP" | "TS.READ" => {
+            (1..last).find(|&i| args.at(i).eq_ignore_ascii_case(b"BLOCK")).and_then(|i| millis(i + 1))
+        }
         "WAIT" | "WAITAOF" => millis(last),
         _ => seconds(last),
     }?;
@@ -173,7 +175,8 @@ pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
     }
     let mut marks = s.worker.marks.borrow_mut();
     command::walk(row, args, &mut marks);
-    let keys = marks.iter().filter(|(_, slot)| *slot == Slot::Key).map(|&(i, _)| args.at(i as usize).to_vec()).collect();
+    let keys =
+        marks.iter().filter(|(_, slot)| *slot == Slot::Key).map(|&(i, _)| args.at(i as usize).to_vec()).collect();
     let names = Rc::new(NoGroup { keys });
     if row.reply.shape == Shape::Xread { Rule::XreadNoGroup(names) } else { Rule::NoGroup(names) }
 }
@@ -182,7 +185,15 @@ pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
 ///
 /// # Errors
 /// The error line, when it cannot be sent.
-pub fn send(s: &mut Session, row: &Row, _args: &Args<'_>, frame: &[u8], spans: &[Span], owed: Owed, patient: bool) -> Result<(), String> {
+pub fn send(
+    s: &mut Session,
+    row: &Row,
+    _args: &Args<'_>,
+    frame: &[u8],
+    spans: &[Span],
+    owed: Owed,
+    patient: bool,
+) -> Result<(), String> {
     let conn = s.conn().map_err(|e| e.to_line())?;
     if conn.dead() {
         return Err(UpstreamError::Lost.to_line());
@@ -192,33 +203,4 @@ pub fn send(s: &mut Session, row: &Row, _args: &Args<'_>, frame: &[u8], spans: &
         .map_err(|rewrite::TooLong| "ERR string exceeds maximum allowed size (proto-max-bulk-len)".to_owned())?;
     conn.expect(&s.down, owed, patient);
     Ok(())
-}
-
-/// Redis's words for a command it does not know, from the request as the client sent it.
-fn unknown_command(args: &Args<'_>) -> String {
-    let mut shown = String::new();
-    for arg in args.iter().skip(1) {
-        if shown.len() >= 128 {
-            break;
-        }
-        shown.push('\'');
-        shown.push_str(&printed(arg, 128 - (shown.len() - 1)));
-        shown.push_str("' ");
-    }
-    format!("ERR unknown command '{}', with args beginning with: {shown}", printed(args.at(0), 128))
-}
-
-fn unknown_subcommand(container: &Row, args: &Args<'_>) -> String {
-    format!("ERR unknown subcommand '{}'. Try {} HELP.", printed(args.at(1), 128), container.name)
-}
-
-/// An argument as C's `%.*s` prints it: up to the first NUL, cut at `max` bytes.
-fn printed(arg: &[u8], max: usize) -> String {
-    let arg = arg.split(|&c| c == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(&arg[..arg.len().min(max)]).into_owned()
-}
-
-/// An error as a reply.
-pub fn error(error: &UpstreamError) -> Value {
-    Value::Error(error.to_line())
 }

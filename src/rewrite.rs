@@ -36,7 +36,14 @@ pub struct TooLong;
 ///
 /// # Errors
 /// [`TooLong`] when a key is past 512 MiB with the prefix; `out` is as before.
-pub fn request(row: &Row, frame: &[u8], spans: &[Span], ns: &Namespace<'_>, marks: &mut Vec<(u32, Slot)>, out: &mut Vec<u8>) -> Result<(), TooLong> {
+pub fn request(
+    row: &Row,
+    frame: &[u8],
+    spans: &[Span],
+    ns: &Namespace<'_>,
+    marks: &mut Vec<(u32, Slot)>,
+    out: &mut Vec<u8>,
+) -> Result<(), TooLong> {
     match row.keys {
         Keys::None => {
             out.extend_from_slice(frame);

@@ -10,12 +10,7 @@ mod flush;
 
 pub use flush::Flushes;
 
-use std::{
-    cell::Cell,
-    collections::HashSet,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, collections::HashSet, rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -152,7 +147,11 @@ pub async fn run(s: &mut Session, job: Job) -> bool {
     let muted = s.muted();
     // The work goes on by itself, so that a client that leaves does not leave half a FLUSHDB behind.
     let limit = s.worker.shared.limits.output;
-    let bases = if matches!(job, Job::Flush { all: true, .. }) { (0..s.tenant.databases).map(|n| s.tenant.db_base + n).collect() } else { vec![scope.db] };
+    let bases = if matches!(job, Job::Flush { all: true, .. }) {
+        (0..s.tenant.databases).map(|n| s.tenant.db_base + n).collect()
+    } else {
+        vec![scope.db]
+    };
     let view = local::info::View::of(s);
     let done = Rc::new(Cell::new(None));
     let (result, alarm) = (Rc::clone(&done), std::sync::Arc::clone(s.down.alarm()));
@@ -179,7 +178,13 @@ pub async fn run(s: &mut Session, job: Job) -> bool {
     true
 }
 
-async fn work(scope: &Scope, job: Job, dbs: Vec<u32>, limit: usize, view: local::info::View) -> Result<Value, UpstreamError> {
+async fn work(
+    scope: &Scope,
+    job: Job,
+    dbs: Vec<u32>,
+    limit: usize,
+    view: local::info::View,
+) -> Result<Value, UpstreamError> {
     match job {
         Job::Keys(pattern) => scope.keys(&pattern, limit).await,
         Job::Scan(scan) => scope.scan(scan).await,
@@ -222,7 +227,13 @@ impl Scope {
 
     /// One page: the next cursor, and the names in it, prefix taken off. A name without the prefix cannot match; should one come all the
     /// same, it is left out and said.
-    async fn page(&self, cursor: u64, pattern: &[u8], count: u32, kind: Option<&[u8]>) -> Result<(u64, Vec<Vec<u8>>), UpstreamError> {
+    async fn page(
+        &self,
+        cursor: u64,
+        pattern: &[u8],
+        count: u32,
+        kind: Option<&[u8]>,
+    ) -> Result<(u64, Vec<Vec<u8>>), UpstreamError> {
         let mut cmd = redis::cmd("SCAN");
         cmd.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
         if let Some(kind) = kind {
@@ -257,7 +268,9 @@ impl Scope {
                 }
             }
             if bytes > limit {
-                return Err(UpstreamError::Busy("the reply of KEYS is larger than client_output_limit; use SCAN".into()));
+                return Err(UpstreamError::Busy(
+                    "the reply of KEYS is larger than client_output_limit; use SCAN".into(),
+                ));
             }
             cursor = next;
             if cursor == 0 {
@@ -270,7 +283,10 @@ impl Scope {
         let pattern = self.pattern(scan.pattern.as_deref().unwrap_or(b"*"));
         let page = |cursor: u64, names: Vec<Vec<u8>>| {
             let cursor = cursor::wrap(cursor, &self.prefix);
-            Value::Array(vec![Value::bulk(cursor.to_string()), Value::Array(names.into_iter().map(Value::Bulk).collect())])
+            Value::Array(vec![
+                Value::bulk(cursor.to_string()),
+                Value::Array(names.into_iter().map(Value::Bulk).collect()),
+            ])
         };
         // A cursor that no scan of ours gave out continues nowhere.
         let Some(mut cursor) = cursor::unwrap(scan.cursor, &self.prefix) else { return Ok(page(0, Vec::new())) };
@@ -301,7 +317,11 @@ impl Scope {
             seen.extend(names.iter().map(|n| std::hash::BuildHasher::hash_one(&state, n)));
             cursor = next;
             if cursor == 0 {
-                self.worker.shared.flushes.counts.insert((self.prefix.to_vec(), self.db), (Instant::now(), seen.len() as u64));
+                self.worker
+                    .shared
+                    .flushes
+                    .counts
+                    .insert((self.prefix.to_vec(), self.db), (Instant::now(), seen.len() as u64));
                 return Ok(seen.len() as u64);
             }
         }

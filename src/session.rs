@@ -283,6 +283,9 @@ impl Session {
                 self.watch_full();
             }
             self.unpin_when_done();
+            if alarm.leaving() && self.few_in_flight(0) && self.down.unsent() == 0 {
+                return Poll::Ready(Step::Closed);
+            }
             if let Some(idle) = &mut self.idle
                 && idle.as_mut().poll(cx).is_ready()
             {
@@ -319,7 +322,10 @@ impl Session {
     /// Uses whole requests from the start of `buf`: how many bytes, and why it stopped.
     fn process(&mut self, buf: &[u8]) -> (usize, Step) {
         let mut at = 0;
-        self.client.active.store(u64::try_from(self.client.since.elapsed().as_millis()).unwrap_or(u64::MAX), std::sync::atomic::Ordering::Relaxed);
+        self.client.active.store(
+            u64::try_from(self.client.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            std::sync::atomic::Ordering::Relaxed,
+        );
         let (used, step) = loop {
             // A MULTI … EXEC block goes out whole or not at all.
             if !self.tx.as_ref().is_some_and(|tx| tx.block)
@@ -571,7 +577,8 @@ impl Session {
 
     /// The error of a tenant that may not do this, in Redis's words.
     pub fn no_permission(&mut self, row: &Row) -> Flow {
-        let text = format!("NOPERM User {} has no permissions to run the '{}' command", self.tenant.name, row.lower_name());
+        let text =
+            format!("NOPERM User {} has no permissions to run the '{}' command", self.tenant.name, row.lower_name());
         self.refuse(text)
     }
 

@@ -5,11 +5,7 @@
 //! command is queued by the upstream itself, which gives the queue-time errors and the verdict of EXEC. A command refused here was never
 //! queued there: EXEC then becomes DISCARD and the client is told -EXECABORT.
 
-use std::{
-    cell::Cell,
-    rc::Rc,
-    sync::atomic::Ordering,
-};
+use std::{cell::Cell, rc::Rc, sync::atomic::Ordering};
 
 use crate::{
     clients,
@@ -67,7 +63,14 @@ pub fn notice_lost(s: &mut Session) {
 }
 
 /// The transaction's part of a command; `None` when it has none.
-pub fn step(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Option<Flow> {
+pub fn step(
+    s: &mut Session,
+    row: &'static Row,
+    args: &Args<'_>,
+    frame: &[u8],
+    spans: &[Span],
+    ahead: &[u8],
+) -> Option<Flow> {
     match (row.name, s.tx.is_some()) {
         ("MULTI", false) => Some(begin(s, row, args, frame, spans, ahead)),
         ("EXEC", true) => Some(exec(s)),
@@ -91,9 +94,8 @@ pub fn step(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], s
         }
         // The upstream refuses these in a transaction, and knows best how.
         ("MULTI" | "WATCH", true) => Some(pass(s, row, args, frame, spans)),
-        ("QUIT" | "RESET", _) => None,
-        (_, true) => Some(queue(s, row, args, frame, spans)),
-        (_, false) => None,
+        (name, true) if !matches!(name, "QUIT" | "RESET") => Some(queue(s, row, args, frame, spans)),
+        _ => None,
     }
 }
 
@@ -161,7 +163,10 @@ fn is_whole(ahead: &[u8]) -> bool {
     let mut at = 0;
     for _ in 0..BLOCK {
         spans.clear();
-        let Parsed::Command(n) = request::parse(&ahead[at..], &mut spans, &mut Progress::default(), &Limits::FULL) else { return false };
+        let Parsed::Command(n) = request::parse(&ahead[at..], &mut spans, &mut Progress::default(), &Limits::FULL)
+        else {
+            return false;
+        };
         let args = Args::new(&ahead[at..], &spans);
         match command::lookup(&args) {
             Lookup::Found(row) => match row.name {
@@ -178,38 +183,54 @@ fn is_whole(ahead: &[u8]) -> bool {
 
 /// A command between MULTI and EXEC.
 fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
-    let Some(tx) = &mut s.tx else { return Flow::Next };
-    if tx.broken {
+    let (position, broken) = s.tx.as_ref().map_or((0, true), |tx| (tx.rules.len(), tx.broken));
+    if broken {
         return s.refuse(UpstreamError::Lost.to_line());
     }
-    if tx.rules.len() >= QUEUED {
+    if position >= QUEUED {
         return s.refuse("BUSY too many commands in one transaction");
     }
-    let position = tx.rules.len();
-    // A borrow of the transaction would stand in the way of the session's own methods below.
     let (rule, placeholder) = match row.class {
         Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),
         Class::Local => match row.name {
             "SELECT" if s.muted() => return s.refuse("ERR SELECT inside a transaction needs CLIENT REPLY ON"),
-            "SELECT" => match canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < s.tenant.databases) {
-                Some(db) => {
-                    tx.select = Some(db);
-                    let frame = format!("*2\r\n$6\r\nSELECT\r\n${}\r\n{}\r\n", (s.tenant.db_base + db).to_string().len(), s.tenant.db_base + db);
-                    if let Some(own) = &s.own {
-                        own.taint();
+            "SELECT" => {
+                match canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < s.tenant.databases) {
+                    Some(db) => {
+                        if let Some(tx) = &mut s.tx {
+                            tx.select = Some(db);
+                        }
+                        let frame = format!(
+                            "*2\r\n$6\r\nSELECT\r\n${}\r\n{}\r\n",
+                            (s.tenant.db_base + db).to_string().len(),
+                            s.tenant.db_base + db
+                        );
+                        if let Some(own) = &s.own {
+                            own.taint();
+                        }
+                        (Rule::Raw, Some(frame.into_bytes()))
                     }
-                    (Rule::Raw, Some(frame.into_bytes()))
+                    None => (
+                        Rule::Replace(Rc::from(local::select_error(args.at(1)).to_bytes(s.proto))),
+                        Some(PLACEHOLDER.to_vec()),
+                    ),
                 }
-                None => (Rule::Replace(Rc::from(local::select_error(args.at(1)).to_bytes(s.proto))), Some(PLACEHOLDER.to_vec())),
-            },
-            "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" => return s.refuse("ERR Command not allowed inside a transaction"),
+            }
+            "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" => {
+                return s.refuse("ERR Command not allowed inside a transaction");
+            }
             _ => {
-                tx.local.push((position, args.iter().map(<[u8]>::to_vec).collect()));
+                if let Some(tx) = &mut s.tx {
+                    tx.local.push((position, args.iter().map(<[u8]>::to_vec).collect()));
+                }
                 (Rule::Raw, Some(PLACEHOLDER.to_vec()))
             }
         },
         Class::Scoped => {
-            return s.refuse(format!("ERR {} is not allowed inside a transaction: it is carried out in steps, not at once", row.lower_name()));
+            return s.refuse(format!(
+                "ERR {} is not allowed inside a transaction: it is carried out in steps, not at once",
+                row.lower_name()
+            ));
         }
         Class::Script | Class::Denied => return s.no_permission(row),
     };

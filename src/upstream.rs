@@ -150,7 +150,9 @@ impl Target {
         while sent < hello.len() {
             match write.try_write(&hello[sent..]) {
                 Ok(n) => sent += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::future::poll_fn(|cx| write.poll_ready(cx)).await?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    std::future::poll_fn(|cx| write.poll_ready(cx)).await?;
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -198,8 +200,11 @@ impl Open {
     }
 
     fn acquire(&self) -> Result<(), UpstreamError> {
-        let taken = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1));
-        taken.map(drop).map_err(|_| UpstreamError::Busy(format!("max_connections ({}) to the upstream are in use", self.limit)))
+        let taken =
+            self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1));
+        taken
+            .map(drop)
+            .map_err(|_| UpstreamError::Busy(format!("max_connections ({}) to the upstream are in use", self.limit)))
     }
 
     fn release(&self) {
@@ -280,8 +285,24 @@ pub struct Pool {
 
 impl Pool {
     /// `per_key`: shared connections per tenant, database and protocol version.
-    pub fn new(target: Target, open: Arc<Open>, per_key: usize, scratch: Rc<RefCell<Vec<u8>>>, clock: Rc<Clock>, spares: Rc<Spares>) -> Self {
-        let env = Rc::new(Env { target, scratch, clock, spares, open, health: Health::default(), connects: Semaphore::new(CONNECTS), isolation_failures: Cell::new(0) });
+    pub fn new(
+        target: Target,
+        open: Arc<Open>,
+        per_key: usize,
+        scratch: Rc<RefCell<Vec<u8>>>,
+        clock: Rc<Clock>,
+        spares: Rc<Spares>,
+    ) -> Self {
+        let env = Rc::new(Env {
+            target,
+            scratch,
+            clock,
+            spares,
+            open,
+            health: Health::default(),
+            connects: Semaphore::new(CONNECTS),
+            isolation_failures: Cell::new(0),
+        });
         Self { env, shared: RefCell::default(), spare: RefCell::default(), all: RefCell::default(), per_key }
     }
 

@@ -1,18 +1,11 @@
 //! CLIENT and its subcommands over the tenant's own connections: keyfence's ids, the tenant's sessions, nobody else's.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use crate::{
-    clients::Client,
-    command::Args,
-    resp::Value,
-    rewrite::canonical,
-    session::Session,
-};
+use crate::{clients::Client, command::Args, resp::Value, rewrite::canonical, session::Session};
 
 pub(super) const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
 /// Longest CLIENT PAUSE (Redis takes any; nobody means a year).
@@ -23,7 +16,7 @@ pub(super) fn printable(text: &[u8]) -> bool {
     text.iter().all(|c| (b'!'..=b'~').contains(c))
 }
 
-pub(super) fn answer(s: &mut Session, what: &str, args: &Args<'_>) -> Value {
+pub(super) fn answer(s: &Session, what: &str, args: &Args<'_>) -> Value {
     match what {
         "ID" => Value::Int(number(s.client.id)),
         "GETNAME" => match s.client.labels().name {
@@ -182,7 +175,9 @@ fn kill(s: &Session, args: &Args<'_>) -> Value {
     let clients = s.worker.shared.clients.of(s.tenant.id);
     if args.len() == 3 {
         let filter = Filter { addr: Some(text(2)), ..Filter::default() };
-        let Some(client) = clients.iter().find(|c| filter.matches(c, own)) else { return Value::error("ERR No such client") };
+        let Some(client) = clients.iter().find(|c| filter.matches(c, own)) else {
+            return Value::error("ERR No such client");
+        };
         end(client, own);
         return Value::ok();
     }
@@ -243,7 +238,8 @@ fn unblock(s: &Session, args: &Args<'_>) -> Value {
         _ => return Value::error("ERR wrong number of arguments for 'client|unblock' command"),
     };
     // Unblocking needs the upstream to end the wait with that command's own null.
-    let blocked = s.worker.shared.clients.of(s.tenant.id).iter().any(|c| c.id == id && c.blocked.load(Ordering::Relaxed));
+    let blocked =
+        s.worker.shared.clients.of(s.tenant.id).iter().any(|c| c.id == id && c.blocked.load(Ordering::Relaxed));
     if blocked {
         let _ = error;
         return Value::error("NOPERM CLIENT UNBLOCK of a blocked client is not served by this version");
@@ -268,9 +264,4 @@ fn pause(s: &Session, args: &Args<'_>) -> Value {
     };
     s.tenant.pause.begin(Duration::from_millis(millis).min(MAX_PAUSE), writes_only);
     Value::ok()
-}
-
-/// A client's address as CLIENT LIST shows it.
-pub fn shown(addr: Option<SocketAddr>) -> String {
-    addr.map_or_else(|| "unix:0".into(), |a| a.to_string())
 }

@@ -35,7 +35,8 @@ impl View {
     pub fn of(s: &Session) -> Self {
         let shared = &s.worker.shared;
         let own = shared.clients.of(s.tenant.id);
-        let (server, version, policy) = s.worker.facts(|f| (f.server.clone(), f.version.clone(), f.maxmemory_policy.clone()));
+        let (server, version, policy) =
+            s.worker.facts(|f| (f.server.clone(), f.version.clone(), f.maxmemory_policy.clone()));
         Self {
             server,
             version,

@@ -222,7 +222,17 @@ mod tests {
 
     #[test]
     fn t10_hostile_upstream() {
-        for bad in [&b"?\r\n"[..], b"*?\r\n", b"$?\r\n", b"$-2\r\n", b"%-1\r\n", b"$1\r\nabc", b"*9999999999999999999\r\n", b"*4294967299\r\n", b"GET\r\n"] {
+        for bad in [
+            &b"?\r\n"[..],
+            b"*?\r\n",
+            b"$?\r\n",
+            b"$-2\r\n",
+            b"%-1\r\n",
+            b"$1\r\nabc",
+            b"*9999999999999999999\r\n",
+            b"*4294967299\r\n",
+            b"GET\r\n",
+        ] {
             assert_eq!(scan(bad, &[]), Err(BadReply), "{}", bad.escape_ascii());
         }
         let bomb = b"*1\r\n".repeat(1_000_000);

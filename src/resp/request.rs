@@ -103,7 +103,9 @@ fn line(buf: &[u8], from: usize) -> Line {
             b'\r' => {
                 return match rest.get(i + 1) {
                     None => Line::Incomplete,
-                    Some(b'\n') if i > digits && !(negative && value == 0) => Line::Number(if negative { -value } else { value }, from + i + 2),
+                    Some(b'\n') if i > digits && !(negative && value == 0) => {
+                        Line::Number(if negative { -value } else { value }, from + i + 2)
+                    }
                     Some(_) => Line::Bad,
                 };
             }
@@ -142,7 +144,11 @@ pub fn parse(buf: &[u8], spans: &mut Vec<Span>, progress: &mut Progress, limits:
                 }
                 let n = n.unsigned_abs();
                 if n > limits.args {
-                    return broken(if limits.authenticated || n > MAX_ARGS { "invalid multibulk length" } else { "unauthenticated multibulk length" });
+                    return broken(if limits.authenticated || n > MAX_ARGS {
+                        "invalid multibulk length"
+                    } else {
+                        "unauthenticated multibulk length"
+                    });
                 }
                 progress.argc = u32::try_from(n).unwrap_or(u32::MAX);
                 progress.pos = next;
@@ -292,7 +298,8 @@ fn split(line: &[u8]) -> Option<Vec<Vec<u8>>> {
                     let &e = line.get(i)?;
                     i += 1;
                     if e == b'x'
-                        && let (Some(high), Some(low)) = (line.get(i).and_then(|&c| hex(c)), line.get(i + 1).and_then(|&c| hex(c)))
+                        && let (Some(high), Some(low)) =
+                            (line.get(i).and_then(|&c| hex(c)), line.get(i + 1).and_then(|&c| hex(c)))
                     {
                         i += 2;
                         word.push(high * 16 + low);
@@ -394,7 +401,9 @@ mod tests {
 
     #[test]
     fn t9_t12_foreign_protocols_are_told() {
-        for bytes in [&b"POST / HTTP/1.1\r\n"[..], b"host: x\r\n", b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\n", b"\x16\x03\x01"] {
+        for bytes in
+            [&b"POST / HTTP/1.1\r\n"[..], b"host: x\r\n", b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\n", b"\x16\x03\x01"]
+        {
             assert_eq!(all(bytes, &[]).1, Some(Broken::Foreign));
         }
     }

@@ -123,11 +123,15 @@ impl Value {
             Self::Error(s) => F::SimpleError { data: one_line(s), attributes: None },
             Self::Int(n) => F::Number { data: *n, attributes: None },
             Self::Bulk(b) => F::BlobString { data: b.clone(), attributes: None },
-            Self::Verbatim(s) => F::VerbatimString { data: s.as_bytes().to_vec(), format: VerbatimStringFormat::Text, attributes: None },
+            Self::Verbatim(s) => {
+                F::VerbatimString { data: s.as_bytes().to_vec(), format: VerbatimStringFormat::Text, attributes: None }
+            }
             Self::Null | Self::NullArray => F::Null,
             Self::Array(items) => F::Array { data: items.iter().map(Self::resp3).collect(), attributes: None },
             Self::Set(items) => F::Set { data: items.iter().map(Self::resp3).collect(), attributes: None },
-            Self::Map(pairs) => F::Map { data: pairs.iter().map(|(k, v)| (k.resp3(), v.resp3())).collect(), attributes: None },
+            Self::Map(pairs) => {
+                F::Map { data: pairs.iter().map(|(k, v)| (k.resp3(), v.resp3())).collect(), attributes: None }
+            }
         }
     }
 }
@@ -153,7 +157,16 @@ mod tests {
         same(&Value::Array(vec![Value::Int(-3), Value::bulk("x")]), "*2\r\n:-3\r\n$1\r\nx\r\n");
         assert_eq!(both(&Value::Null), ("$-1\r\n".into(), "_\r\n".into()));
         assert_eq!(both(&Value::Verbatim("abc".into())), ("$3\r\nabc\r\n".into(), "=7\r\ntxt:abc\r\n".into()));
-        let map = Value::Map(vec![(Value::bulk("b"), Value::Int(1)), (Value::bulk("a"), Value::Set(vec![Value::simple("f")]))]);
-        assert_eq!(both(&map), ("*4\r\n$1\r\nb\r\n:1\r\n$1\r\na\r\n*1\r\n+f\r\n".into(), "%2\r\n$1\r\nb\r\n:1\r\n$1\r\na\r\n~1\r\n+f\r\n".into()));
+        let map = Value::Map(vec![
+            (Value::bulk("b"), Value::Int(1)),
+            (Value::bulk("a"), Value::Set(vec![Value::simple("f")])),
+        ]);
+        assert_eq!(
+            both(&map),
+            (
+                "*4\r\n$1\r\nb\r\n:1\r\n$1\r\na\r\n*1\r\n+f\r\n".into(),
+                "%2\r\n$1\r\nb\r\n:1\r\n$1\r\na\r\n~1\r\n+f\r\n".into()
+            )
+        );
     }
 }

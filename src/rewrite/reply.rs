@@ -49,13 +49,24 @@ impl NoGroup {
     /// the one occurrence of a quoted, printed, prefixed key is looked for rather than the text parsed.
     fn rebuild(&self, line: &[u8], prefix: &[u8]) -> Vec<u8> {
         for key in &self.keys {
-            let shown: Vec<u8> = [prefix, key].concat().iter().take_while(|&&c| c != 0).map(|&c| if c == b'\r' || c == b'\n' { b' ' } else { c }).collect();
-            for (before, after) in [(&b"No such key '"[..], &b"' or consumer group '"[..]), (b" for key name '", b"'")] {
+            let shown: Vec<u8> = [prefix, key]
+                .concat()
+                .iter()
+                .take_while(|&&c| c != 0)
+                .map(|&c| if c == b'\r' || c == b'\n' { b' ' } else { c })
+                .collect();
+            for (before, after) in [(&b"No such key '"[..], &b"' or consumer group '"[..]), (b" for key name '", b"'")]
+            {
                 let quoted = [before, &shown, after].concat();
-                let found = if before[0] == b' ' { line.ends_with(&quoted).then(|| line.len() - quoted.len()) } else { memchr::memmem::find(line, &quoted) };
+                let found = if before[0] == b' ' {
+                    line.ends_with(&quoted).then(|| line.len() - quoted.len())
+                } else {
+                    memchr::memmem::find(line, &quoted)
+                };
                 if let Some(at) = found {
                     let name = at + before.len();
-                    return [&line[..name], &shown[prefix.len().min(shown.len())..], &line[name + shown.len()..]].concat();
+                    return [&line[..name], &shown[prefix.len().min(shown.len())..], &line[name + shown.len()..]]
+                        .concat();
                 }
             }
         }
@@ -164,7 +175,10 @@ impl Unprefix {
                 }
                 Act::GroupError(names) => {
                     let Some(end) = memchr::memchr(b'\n', rest) else { return Ok((at, false)) };
-                    resp::put_error(out, &names.rebuild(rest[1..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?, &self.prefix));
+                    resp::put_error(
+                        out,
+                        &names.rebuild(rest[1..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?, &self.prefix),
+                    );
                     at += end + 1;
                     if self.step() {
                         return Ok((at, true));
@@ -245,10 +259,10 @@ impl Unprefix {
         let depth = self.depth - base;
         let level = |d: usize| &self.levels[base + d];
         Ok(match rule {
-            Rule::Raw => Act::Pass,
             Rule::Replace(bytes) => Act::Swap(Rc::clone(bytes)),
-            Rule::NoGroup(names) | Rule::XreadNoGroup(names) if depth == 0 && kind == b'-' => Act::GroupError(Rc::clone(names)),
-            Rule::NoGroup(_) => Act::Pass,
+            Rule::NoGroup(names) | Rule::XreadNoGroup(names) if depth == 0 && kind == b'-' => {
+                Act::GroupError(Rc::clone(names))
+            }
             Rule::First | Rule::Names | Rule::Xread | Rule::XreadNoGroup(_) if depth == 0 => {
                 if aggregate {
                     Act::Enter
@@ -257,7 +271,7 @@ impl Unprefix {
                 }
             }
             Rule::First if level(0).index == 0 => Act::Name,
-            Rule::First => Act::Pass,
+            Rule::Raw | Rule::NoGroup(_) | Rule::First => Act::Pass,
             Rule::Names => Act::Name,
             Rule::Xread | Rule::XreadNoGroup(_) => match (depth, level(0).map) {
                 (1, true) if level(0).index % 2 == 0 => Act::Name,
@@ -301,7 +315,8 @@ mod tests {
 
     fn check(rule: &Rule, from: &str, to: &str) {
         for cut in 0..=from.len() {
-            let got = run(Unprefix::new(rule.clone(), prefix()), from.as_bytes(), &[cut]).unwrap_or_else(|f| panic!("{f:?} at {cut} of {from:?}"));
+            let got = run(Unprefix::new(rule.clone(), prefix()), from.as_bytes(), &[cut])
+                .unwrap_or_else(|f| panic!("{f:?} at {cut} of {from:?}"));
             assert_eq!(String::from_utf8_lossy(&got), to, "cut at {cut}");
         }
     }
@@ -309,22 +324,40 @@ mod tests {
     #[test]
     fn names_are_taken_from_their_slots_only() {
         check(&Rule::First, "*2\r\n$4\r\nt1:k\r\n$4\r\nt1:v\r\n", "*2\r\n$1\r\nk\r\n$4\r\nt1:v\r\n");
-        check(&Rule::First, "*2\r\n$3\r\nt1:\r\n*1\r\n*2\r\n$1\r\nm\r\n,1.50\r\n", "*2\r\n$0\r\n\r\n*1\r\n*2\r\n$1\r\nm\r\n,1.50\r\n");
+        check(
+            &Rule::First,
+            "*2\r\n$3\r\nt1:\r\n*1\r\n*2\r\n$1\r\nm\r\n,1.50\r\n",
+            "*2\r\n$0\r\n\r\n*1\r\n*2\r\n$1\r\nm\r\n,1.50\r\n",
+        );
         for nothing in ["*-1\r\n", "_\r\n", "*0\r\n", "-WRONGTYPE t1:x\r\n"] {
             check(&Rule::First, nothing, nothing);
             check(&Rule::Xread, nothing, nothing);
         }
         check(&Rule::Names, "*2\r\n$4\r\nt1:a\r\n$7\r\nt1:t1:b\r\n", "*2\r\n$1\r\na\r\n$4\r\nt1:b\r\n");
         let entries = "*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$4\r\nt1:f\r\n$1\r\nv\r\n";
-        check(&Rule::Xread, &format!("*2\r\n*2\r\n$4\r\nt1:s\r\n{entries}*2\r\n$4\r\nt1:u\r\n{entries}"), &format!("*2\r\n*2\r\n$1\r\ns\r\n{entries}*2\r\n$1\r\nu\r\n{entries}"));
-        check(&Rule::Xread, &format!("%2\r\n$4\r\nt1:s\r\n{entries}$4\r\nt1:u\r\n{entries}"), &format!("%2\r\n$1\r\ns\r\n{entries}$1\r\nu\r\n{entries}"));
+        check(
+            &Rule::Xread,
+            &format!("*2\r\n*2\r\n$4\r\nt1:s\r\n{entries}*2\r\n$4\r\nt1:u\r\n{entries}"),
+            &format!("*2\r\n*2\r\n$1\r\ns\r\n{entries}*2\r\n$1\r\nu\r\n{entries}"),
+        );
+        check(
+            &Rule::Xread,
+            &format!("%2\r\n$4\r\nt1:s\r\n{entries}$4\r\nt1:u\r\n{entries}"),
+            &format!("%2\r\n$1\r\ns\r\n{entries}$1\r\nu\r\n{entries}"),
+        );
     }
 
     #[test]
     fn exec_rewrites_each_reply_by_its_own_rule() {
         let names = Rc::new(NoGroup { keys: vec![b"s".to_vec()] });
         let exec = || Exec {
-            rules: vec![Rule::First, Rule::Raw, Rule::Replace(Rc::from(&b"+PONG\r\n"[..])), Rule::XreadNoGroup(Rc::clone(&names)), Rule::Xread],
+            rules: vec![
+                Rule::First,
+                Rule::Raw,
+                Rule::Replace(Rc::from(&b"+PONG\r\n"[..])),
+                Rule::XreadNoGroup(Rc::clone(&names)),
+                Rule::Xread,
+            ],
             committed: Rc::default(),
         };
         let from = "*5\r\n*2\r\n$4\r\nt1:k\r\n$1\r\nv\r\n$3\r\nt1:\r\n$0\r\n\r\n-NOGROUP No such key 't1:s' or consumer group 'g' in XREADGROUP with GROUP option\r\n*1\r\n*2\r\n$4\r\nt1:s\r\n*0\r\n";
@@ -347,8 +380,16 @@ mod tests {
     #[test]
     fn r2_group_errors_are_said_again() {
         let rule = |key: &[u8]| Rule::NoGroup(Rc::new(NoGroup { keys: vec![key.to_vec()] }));
-        check(&rule(b"k"), "-NOGROUP No such key 't1:k' or consumer group 'key 't1:k''\r\n", "-NOGROUP No such key 'k' or consumer group 'key 't1:k''\r\n");
-        check(&rule(b"a\r\nb\0c"), "-NOGROUP No such consumer group 'g' for key name 't1:a  b'\r\n", "-NOGROUP No such consumer group 'g' for key name 'a  b'\r\n");
+        check(
+            &rule(b"k"),
+            "-NOGROUP No such key 't1:k' or consumer group 'key 't1:k''\r\n",
+            "-NOGROUP No such key 'k' or consumer group 'key 't1:k''\r\n",
+        );
+        check(
+            &rule(b"a\r\nb\0c"),
+            "-NOGROUP No such consumer group 'g' for key name 't1:a  b'\r\n",
+            "-NOGROUP No such consumer group 'g' for key name 'a  b'\r\n",
+        );
         check(&rule(b"other"), "-NOGROUP something 't1:k'\r\n", "-NOGROUP No such key or consumer group\r\n");
         check(&rule(b"k"), ":1\r\n", ":1\r\n");
     }

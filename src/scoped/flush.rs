@@ -13,25 +13,36 @@ use std::{
 };
 
 use dashmap::DashMap;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::Instant,
+};
 
 use super::{Counts, Scope};
 use crate::error::UpstreamError;
 
-/// Buckets per page, and so about the most keys deleted in one command.
-const PAGE: u32 = 250;
-/// For each unit of time a page took, as much is left to everybody else.
-const REST: u32 = 1;
+/// Buckets per page, and so about the most keys deleted in one command: a step takes the upstream some tens of microseconds. Larger steps
+/// end sooner and are felt by others; pauses between steps make it longer and are felt as much (docs/decisions/0004).
+const PAGE: u32 = 64;
+/// How many passes of all tenants together run at once: the share of the upstream's time that flushing may take.
+const AT_ONCE: usize = 2;
 /// How long an unreachable upstream is waited for before the command fails.
 const RETRY_FOR: Duration = Duration::from_secs(30);
 /// Between two attempts.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// The flushes in progress, and the last counts of keys: what workers share of scoped work.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flushes {
     gates: DashMap<(Vec<u8>, u32), Arc<Gate>>,
+    running: Semaphore,
     pub(super) counts: Counts,
+}
+
+impl Default for Flushes {
+    fn default() -> Self {
+        Self { gates: DashMap::default(), running: Semaphore::new(AT_ONCE), counts: Counts::default() }
+    }
 }
 
 /// Admits one pass at a time.
@@ -52,6 +63,9 @@ pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(),
         let turn = gate.running.lock().await;
         // Another pass may have begun and ended while this one waited for its turn: that one has deleted what was there when it asked.
         if gate.ended.load(Ordering::Acquire) <= before {
+            let Ok(_share) = scope.worker.shared.flushes.running.acquire().await else {
+                return Err(UpstreamError::Lost);
+            };
             let number = gate.begun.fetch_add(1, Ordering::AcqRel) + 1;
             pass(&scope, unlink).await?;
             gate.ended.store(number, Ordering::Release);
@@ -73,7 +87,6 @@ async fn pass(scope: &Scope, unlink: bool) -> Result<(), UpstreamError> {
             Ok(next) => {
                 cursor = next;
                 trouble = None;
-                tokio::time::sleep(began.elapsed() * REST).await;
             }
             Err(error) => {
                 // A step can be taken again: what it deleted stays deleted. A restarted upstream has other cursors, so from the start.

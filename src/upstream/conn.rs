@@ -225,7 +225,12 @@ impl Conn {
     /// A request of keyfence's own whose reply is dropped.
     pub fn send_own(&self, frame: &[u8]) {
         self.send(|out| out.extend_from_slice(frame));
-        self.waiters.borrow_mut().push_back(Waiter { client: None, owed: Owed::Dropped, count: 1, since: self.env.clock.now() });
+        self.waiters.borrow_mut().push_back(Waiter {
+            client: None,
+            owed: Owed::Dropped,
+            count: 1,
+            since: self.env.clock.now(),
+        });
     }
 
     /// Whether sessions should wait before they send more.
@@ -376,7 +381,8 @@ impl Conn {
         let mut at = 0;
         loop {
             // A push stands between two replies and answers nobody.
-            if reading.push || (reading.begun.is_none() && buf.get(at) == Some(&b'>') && self.key.proto == Proto::Resp3) {
+            if reading.push || (reading.begun.is_none() && buf.get(at) == Some(&b'>') && self.key.proto == Proto::Resp3)
+            {
                 let (n, done) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;
                 at += n;
                 reading.push = !done;
@@ -476,7 +482,9 @@ impl Conn {
             client.append(|out| match &waiter.owed {
                 Owed::Dropped => {}
                 Owed::Local(bytes) => out.extend_from_slice(bytes),
-                Owed::Raw | Owed::Instead(_) | Owed::Rewritten(_) => (0..waiter.count).for_each(|_| resp::put_error(out, text.as_bytes())),
+                Owed::Raw | Owed::Instead(_) | Owed::Rewritten(_) => {
+                    (0..waiter.count).for_each(|_| resp::put_error(out, text.as_bytes()));
+                }
             });
             client.settle(waiter.count);
             client.queue(&mut touched);
@@ -513,7 +521,14 @@ fn settle(client: Option<&Rc<Downstream>>, n: u32) {
 }
 
 /// Passes up to `count` replies from `buf[at..]` to `client` (or nobody) as they are: where it stopped, and how many ended.
-fn raw(buf: &[u8], mut at: usize, reading: &mut Reading, count: u32, client: Option<&Rc<Downstream>>, written: &mut Vec<Rc<Downstream>>) -> Result<(usize, u32), &'static str> {
+fn raw(
+    buf: &[u8],
+    mut at: usize,
+    reading: &mut Reading,
+    count: u32,
+    client: Option<&Rc<Downstream>>,
+    written: &mut Vec<Rc<Downstream>>,
+) -> Result<(usize, u32), &'static str> {
     let mut done = 0;
     // Everything from here to `at` is passed in one piece.
     let mut from = at;

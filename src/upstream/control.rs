@@ -4,8 +4,8 @@
 use std::{cell::RefCell, collections::HashMap, time::Duration};
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _, RedisConnectionInfo, RedisError, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
+    RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection,
 };
 
 use super::{Endpoint, Target};
@@ -86,10 +86,13 @@ async fn connect(target: &Target, db: u32) -> Result<MultiplexedConnection, Redi
     }
     let client = Client::open(addr.into_connection_info()?.set_redis_settings(login))?;
     // Each query has a deadline of its own; the crate's default would be shorter than some settings.
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(target.connect_timeout)).set_response_timeout(None);
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(target.connect_timeout)).set_response_timeout(None);
     tokio::time::timeout(target.connect_timeout, client.get_multiplexed_async_connection_with_config(&config))
         .await
-        .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no connection in time", format!("{:?}", target.connect_timeout)))))
+        .unwrap_or_else(|_| {
+            Err(RedisError::from((ErrorKind::Io, "no connection in time", format!("{:?}", target.connect_timeout))))
+        })
 }
 
 /// What the upstream is and can do, as found by [`probe`]. The default is what is assumed before it has been asked.
@@ -155,7 +158,8 @@ pub async fn probe(target: &Target) -> Result<Facts, UpstreamError> {
     let control = Control::new(target.clone());
     let info: String = control.query(0, redis::cmd("INFO").arg("server")).await?;
     let mut facts = Facts { probed: true, ..Facts::default() };
-    let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(|v| v.trim().to_owned());
+    let field =
+        |name: &str| info.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(|v| v.trim().to_owned());
     if let Some(version) = field("valkey_version") {
         facts.server = "valkey".into();
         facts.version = version;
@@ -186,7 +190,8 @@ pub async fn probe(target: &Target) -> Result<Facts, UpstreamError> {
 
 /// `client|list` is `CLIENT LIST`.
 fn same(theirs: &str, ours: &str) -> bool {
-    theirs.len() == ours.len() && theirs.bytes().zip(ours.bytes()).all(|(t, o)| t.to_ascii_uppercase() == o || (t == b'|' && o == b' '))
+    theirs.len() == ours.len()
+        && theirs.bytes().zip(ours.bytes()).all(|(t, o)| t.to_ascii_uppercase() == o || (t == b'|' && o == b' '))
 }
 
 /// The names of the upstream's commands and subcommands, `client|list`.

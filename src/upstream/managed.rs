@@ -35,7 +35,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Before the first restart; doubled up to the second while restarts follow each other.
+/// A restart waits the first, doubled up to the second while restarts follow each other; a server that lived longer than the
+/// second starts the count anew.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Lines of the server's output that are kept for the error when it does not start.
 const KEPT_LINES: usize = 8;
@@ -98,7 +99,8 @@ async fn start_from(path: &OsStr, dir: &Path, save: &str) -> Result<Managed, Err
     let socket = socket_path(&dir)?;
     let recipe = Recipe { binary, dir, save: save.into(), socket };
     stop_orphan(&recipe.socket).await?;
-    let child = recipe.spawn().await?;
+    let (mut child, mut said) = recipe.launch()?;
+    recipe.until_it_answers(&mut child, &mut said).await?;
     Ok(Managed { recipe, child, stop_within: STOP_WITHIN, _lock: lock })
 }
 
@@ -111,19 +113,45 @@ impl Managed {
     /// Restarts the server whenever it dies, until `stop` says `true` or its sender is gone; then lets it save and stop, and
     /// returns when it has ended.
     pub async fn supervise(mut self, mut stop: watch::Receiver<bool>) {
+        let mut wait = BACK_OFF.0;
+        let mut started = Instant::now();
         loop {
-            let started = Instant::now();
             let status = tokio::select! {
                 status = self.child.wait() => status,
                 () = told(&mut stop) => break,
             };
-            tracing::error!(status = %outcome(status), "the managed upstream ended; starting it again");
-            let restarted = tokio::select! {
-                child = self.recipe.respawn(started.elapsed()) => child,
+            // One that dies as it starts must not be started in a tight loop, however often it answers first.
+            wait = if started.elapsed() > BACK_OFF.1 { BACK_OFF.0 } else { (wait * 2).min(BACK_OFF.1) };
+            tracing::error!(status = %outcome(status), again_in = ?wait, "the managed upstream ended");
+            tokio::select! {
+                () = sleep(wait) => {}
                 () = told(&mut stop) => return,
+            }
+            started = Instant::now();
+            let mut said = match self.recipe.launch() {
+                Ok((child, said)) => {
+                    // Ours from now on, so that a stop finds it: clients may be served before it has answered us.
+                    self.child = child;
+                    said
+                }
+                // The next turn finds the old one ended, as this one did.
+                Err(e) => {
+                    tracing::error!("{e}");
+                    continue;
+                }
             };
-            self.child = restarted;
-            tracing::info!(socket = %self.recipe.socket.display(), "the managed upstream is back");
+            let up = tokio::select! {
+                up = self.recipe.until_it_answers(&mut self.child, &mut said) => up,
+                () = told(&mut stop) => break,
+            };
+            match up {
+                Ok(()) => tracing::info!(socket = %self.recipe.socket.display(), "the managed upstream is back"),
+                Err(e) => {
+                    tracing::error!("{e}");
+                    // One that hangs; one that has ended takes no harm.
+                    let _ = self.child.start_kill();
+                }
+            }
         }
         self.stop().await;
     }
@@ -150,8 +178,8 @@ impl Managed {
 }
 
 impl Recipe {
-    /// One attempt: starts the server and waits until it answers.
-    async fn spawn(&self) -> Result<Child, Error> {
+    /// Starts the server; it answers later. Its first lines come with it.
+    fn launch(&self) -> Result<(Child, mpsc::Receiver<String>), Error> {
         let mut child = Command::new(&self.binary)
             .args(["--port", "0", "--daemonize", "no", "--loglevel", "warning", "--logfile", ""])
             .args(["--sanitize-dump-payload", "yes", "--unixsocketperm", "700", "--save", &self.save])
@@ -167,18 +195,23 @@ impl Recipe {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| Error::io("start", &self.binary, &e))?;
-        let (lines, mut said) = mpsc::channel(KEPT_LINES);
+        let (lines, said) = mpsc::channel(KEPT_LINES);
         forward(child.stdout.take(), lines.clone());
         forward(child.stderr.take(), lines);
+        Ok((child, said))
+    }
+
+    /// Waits until the server answers; an error if it ends instead, or hangs.
+    async fn until_it_answers(&self, child: &mut Child, said: &mut mpsc::Receiver<String>) -> Result<(), Error> {
         let deadline = Instant::now() + START_WITHIN;
         loop {
             let answer = ask(&self.socket, b"PING\r\n").await.unwrap_or_default();
             if answer.starts_with(b"+PONG") {
-                return Ok(child);
+                return Ok(());
             }
             if answer.starts_with(b"-LOADING") && Instant::now() >= deadline {
                 tracing::info!("the managed upstream is still loading its data");
-                return Ok(child);
+                return Ok(());
             }
             if let Ok(Some(status)) = child.try_wait() {
                 let mut output = String::new();
@@ -193,20 +226,6 @@ impl Recipe {
                 return Err(Error(format!("managed upstream: {binary} does not answer after {START_WITHIN:?}")));
             }
             sleep(PAUSE).await;
-        }
-    }
-
-    /// As many attempts as it takes; `lived` is how long the last server did.
-    async fn respawn(&self, lived: Duration) -> Child {
-        // One that dies as it starts must not be started in a tight loop, however often it answers first.
-        let mut wait = if lived > BACK_OFF.1 { BACK_OFF.0 } else { BACK_OFF.0 * 5 };
-        loop {
-            sleep(wait).await;
-            match self.spawn().await {
-                Ok(child) => return child,
-                Err(e) => tracing::error!("{e}"),
-            }
-            wait = (wait * 2).min(BACK_OFF.1);
         }
     }
 }
@@ -366,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn it_comes_back_when_it_dies() {
         let dir = tempfile::tempdir().unwrap();
-        let server = start(dir.path(), "").await.unwrap();
+        let server = start(dir.path(), "3600 1").await.unwrap();
         let (socket, pid) = (server.socket().to_path_buf(), server.child.id().unwrap());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(server.supervise(stopped));
@@ -374,9 +393,13 @@ mod tests {
         signal("-KILL", pid);
         assert_eq!(stream.read(&mut [0; 9]).await.unwrap_or(0), 0);
         until_it_answers(&socket).await;
+        // A stop at this moment finds the new server, whether or not we know yet that it answers.
+        assert_eq!(answer(&socket, "SET k v").await, "+OK\r\n");
         drop(stop);
         task.await.unwrap();
         assert!(UnixStream::connect(&socket).await.is_err());
+        let server = start(dir.path(), "3600 1").await.unwrap();
+        assert_eq!(answer(server.socket(), "GET k").await, "$1\r\nv\r\n");
     }
 
     #[tokio::test]

@@ -1,0 +1,100 @@
+//! `keyfence check`: asks the upstream what it can do and says what will and will not work.
+
+use std::fmt::Write as _;
+
+use crate::{
+    command::ROWS,
+    config::{AclWall, Config, Endpoint},
+    upstream::{Target, control},
+};
+
+/// The report.
+///
+/// # Errors
+/// A sentence, when the upstream cannot be asked.
+pub async fn report(config: &Config, target: &Target) -> Result<String, String> {
+    let facts = control::probe(target).await.map_err(|e| format!("{target}: {}", e.to_line()))?;
+    let mut out = String::new();
+    let mut row = |name: &str, verdict: &str, detail: String| {
+        let _ = writeln!(out, "{name:<22} {verdict:<5} {detail}");
+    };
+    let served = ROWS.iter().filter(|r| r.served()).count();
+    let forwarded = ROWS.iter().filter(|r| r.forwardable()).count();
+    let managed = if matches!(config.upstream.endpoint, Endpoint::Managed { .. }) { " (managed)" } else { "" };
+    row(
+        "settings",
+        "ok",
+        format!(
+            "prefix '{}', databases from {}",
+            String::from_utf8_lossy(config.key_prefix.as_bytes()),
+            config.upstream.db
+        ),
+    );
+    row("upstream", "ok", format!("{target}{managed}: {} {}", facts.server, facts.version));
+    match &*facts.mode {
+        "standalone" => row("topology", "ok", "standalone".into()),
+        mode => {
+            row("topology", "no", format!("{mode}: not served by this version, keys of other nodes are out of reach"));
+        }
+    }
+    row(
+        "RESP3 clients",
+        if at_least(&facts.version, 6) { "ok" } else { "no" },
+        "needs an upstream of version 6 or later".into(),
+    );
+    row("commands", "ok", format!("{served} of {} rows of the table are served", ROWS.len()));
+    row(
+        "  upstream lacks",
+        "",
+        format!(
+            "{} of the {forwarded} that are forwarded; clients get its own words for an unknown command",
+            facts.lacking()
+        ),
+    );
+    if !facts.unknown.is_empty() {
+        row(
+            "  not in the table",
+            "",
+            format!("{} commands of the upstream are refused: {}", facts.unknown.len(), first(&facts.unknown)),
+        );
+    }
+    row("databases", "ok", format!("{} upstream", facts.databases));
+    match facts.sanitizes_dumps {
+        Some(true) => row("RESTORE", "ok", "the upstream checks payloads (sanitize-dump-payload)".into()),
+        Some(false) => {
+            row("RESTORE", "warn", "the upstream does not check payloads: set sanitize-dump-payload yes".into());
+        }
+        None => row("RESTORE", "warn", "the upstream does not say whether it checks payloads".into()),
+    }
+    let users = if facts.manages_users {
+        "the upstream lets keyfence manage users"
+    } else {
+        "the upstream does not let keyfence manage users"
+    };
+    row(
+        "ACL wall",
+        "no",
+        format!("{users}; the wall is not built by this version ({})", wall(config.upstream.acl_wall)),
+    );
+    row("scripts, pub/sub", "no", "not served by this version: -NOPERM".into());
+    row("tier", "no", "not served by this version".into());
+    Ok(out)
+}
+
+fn wall(wall: AclWall) -> &'static str {
+    match wall {
+        AclWall::Auto => "acl_wall = auto",
+        AclWall::Require => "acl_wall = require",
+        AclWall::Off => "acl_wall = off",
+    }
+}
+
+fn at_least(version: &str, major: u32) -> bool {
+    version.split('.').next().and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= major)
+}
+
+fn first(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown}, …") } else { shown }
+}

@@ -1,0 +1,127 @@
+//! `keyfence explain`: what the proxy would do with a command, without an upstream.
+
+use std::fmt::Write as _;
+
+use crate::{
+    command::{self, Args, Class, Lookup, Row, Shape, Slot},
+    config::{Config, DATABASES},
+    resp,
+    rewrite::{self, Namespace},
+    scoped,
+};
+
+/// The explanation of `words`, the command word first.
+pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
+    let (frame, spans) = frame(words);
+    let args = Args::new(&frame, &spans);
+    let mut out = String::new();
+    let row = match command::lookup(&args) {
+        Lookup::Found(row) => row,
+        Lookup::Unknown => {
+            let _ = writeln!(
+                out,
+                "refused     not in the command table\nreply       -{}",
+                command::unknown_command_error(&args)
+            );
+            return out;
+        }
+        Lookup::UnknownSubcommand(container) => {
+            let _ = writeln!(
+                out,
+                "refused     not in the command table\nreply       -{}",
+                container.unknown_subcommand_error(args.at(1))
+            );
+            return out;
+        }
+    };
+    let _ = writeln!(out, "command     {}\nclass       {}", row.lower_name(), row.class.as_str());
+    if let Some(error) = command::refusal(row, &args) {
+        let _ = writeln!(out, "refused     answered here\nreply       -{error}");
+        return out;
+    }
+    if !row.served() {
+        let why = if matches!(row.class, Class::Denied) {
+            "reaches past the namespace"
+        } else {
+            "not served by this version"
+        };
+        let _ = writeln!(
+            out,
+            "refused     {why}\nreply       -NOPERM User default has no permissions to run the '{}' command",
+            row.lower_name()
+        );
+        if row.note != "-" {
+            let _ = writeln!(out, "why         {}", row.note);
+        }
+        return out;
+    }
+    match row.class {
+        Class::Keyed | Class::Keyless => forwarded(&mut out, config, row, &frame, &spans, &args),
+        Class::Scoped => {
+            let pattern = [&scoped::glob_escape(config.key_prefix.as_bytes())[..], b"*"].concat();
+            let _ = writeln!(
+                out,
+                "upstream    SCAN cursor MATCH {} …, in pages; names are checked for the prefix again",
+                shown(&pattern)
+            );
+            let _ = writeln!(out, "reply       made here, names without the prefix");
+        }
+        _ => {
+            let _ = writeln!(out, "upstream    nothing\nreply       made here");
+        }
+    }
+    out
+}
+
+fn forwarded(out: &mut String, config: &Config, row: &Row, frame: &[u8], spans: &[command::Span], args: &Args<'_>) {
+    let ns = Namespace { prefix: config.key_prefix.as_bytes(), db_base: config.upstream.db, databases: DATABASES };
+    let (mut marks, mut sent) = (Vec::new(), Vec::new());
+    if rewrite::request(row, frame, spans, &ns, &mut marks, &mut sent).is_err() {
+        let _ = writeln!(out, "refused     a key is longer than 512 MiB with the prefix");
+        return;
+    }
+    let (mut sent_spans, mut progress) = (Vec::new(), resp::request::Progress::default());
+    resp::request::parse(&sent, &mut sent_spans, &mut progress, &resp::request::Limits::FULL);
+    let line: Vec<String> = Args::new(&sent, &sent_spans).iter().map(shown).collect();
+    let _ = writeln!(out, "upstream    {}", line.join(" "));
+    command::walk(row, args, &mut marks);
+    let names: Vec<String> =
+        marks.iter().filter(|(_, slot)| *slot != Slot::Db).map(|&(i, _)| shown(args.at(i as usize))).collect();
+    let _ = writeln!(out, "names       {}", if names.is_empty() { "none".into() } else { names.join(" ") });
+    let reply = match row.reply.shape {
+        Shape::First => "the first element is a name: prefix taken off",
+        Shape::Names => "every element is a name: prefix taken off",
+        Shape::Xread => "stream names: prefix taken off",
+        Shape::Exec => "each reply by its own command",
+        Shape::Raw | Shape::Other(_) => "passed as it comes",
+    };
+    let _ = writeln!(
+        out,
+        "reply       {reply}{}",
+        if row.reply.nogroup { "; a -NOGROUP text is said again in the client's names" } else { "" }
+    );
+    let needs = if command::is_blocking(row, args) { "one of its own while it waits" } else { "shared" };
+    let _ = writeln!(out, "connection  {needs}");
+}
+
+fn frame(words: &[Vec<u8>]) -> (Vec<u8>, Vec<command::Span>) {
+    let mut frame = Vec::new();
+    resp::put_header(&mut frame, b'*', words.len() as u64);
+    let mut spans = Vec::new();
+    for word in words {
+        resp::put_bulk(&mut frame, word);
+        let start = frame.len() - 2 - word.len();
+        spans.push((u32::try_from(start).unwrap_or_default(), u32::try_from(word.len()).unwrap_or_default()));
+    }
+    (frame, spans)
+}
+
+/// An argument as a shell would need it written, other bytes than printable ones escaped.
+fn shown(arg: &[u8]) -> String {
+    let text = arg.escape_ascii().to_string();
+    if text.is_empty() || text.contains([' ', '"', '\\', '\'']) {
+        format!("\"{}\"", text.replace("\\'", "'"))
+    } else {
+        text
+    }
+}

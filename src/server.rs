@@ -1,0 +1,406 @@
+//! ACCEPT: binds the listeners, starts the workers, probes the upstream, and stops everything in order.
+//!
+//! ```text
+//!   main thread      signals ─► stop                 worker thread × N
+//!      │  managed upstream, probe                      listener (SO_REUSEPORT) ─► session per connection
+//!      └──────────────── Shared ──────────────────────── upstream connections
+//! ```
+
+use std::{
+    cell::Cell,
+    io,
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    os::unix::{fs::FileTypeExt as _, net::UnixListener as StdUnixListener},
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::{
+    net::{TcpListener, UnixListener, lookup_host},
+    runtime::{Builder, LocalOptions},
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{
+    clients::{Client, Clients, NO_MULTI},
+    config::{Config, DATABASES, Endpoint as Place, Listen},
+    downstream::{Alarm, Downstream},
+    net::{ReadHalf, WriteHalf, split_tcp, split_unix},
+    scoped::Flushes,
+    session::Session,
+    tenant::{Pause, Tenant},
+    upstream::{
+        Endpoint, Open, Target,
+        control::{self, PROBE_EVERY},
+        managed,
+    },
+    worker::{ClientLimits, Shared, Worker},
+};
+
+/// Connections that may wait to be accepted, per worker.
+const BACKLOG: i32 = 1024;
+/// After a failed accept (no descriptors left, say), the next attempt comes this much later.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Replies owed to one client before no more is read from it.
+const IN_FLIGHT: u32 = 10_000;
+/// How often a reachable upstream is probed again: it may have been replaced by another version.
+const PROBE_AGAIN: Duration = Duration::from_secs(30);
+
+/// The upstream of the settings, started first when it is managed.
+///
+/// # Errors
+/// When the managed server cannot be started.
+pub async fn upstream(config: &Config) -> Result<(Target, Option<managed::Managed>), String> {
+    let up = &config.upstream;
+    let (endpoint, child) = match &up.endpoint {
+        Place::Tcp { host, port } => (Endpoint::Tcp(host.clone(), *port), None),
+        Place::Unix(path) => (Endpoint::Unix(path.clone()), None),
+        Place::Managed { dir, save } => {
+            let child = managed::start(dir, save).await.map_err(|e| e.to_string())?;
+            (Endpoint::Unix(child.socket().to_owned()), Some(child))
+        }
+    };
+    let target = Target {
+        endpoint,
+        username: up.username.clone(),
+        password: up.password.expose().to_owned(),
+        connect_timeout: up.connect_timeout,
+        socket_timeout: up.socket_timeout,
+    };
+    Ok((target, child))
+}
+
+/// Serves until told to stop by SIGTERM or SIGINT. Needs a local runtime.
+///
+/// # Errors
+/// A sentence for the operator: an address that cannot be bound, a managed upstream that does not start.
+pub async fn run(config: Config) -> Result<(), String> {
+    let workers = match config.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let mut bound = Vec::new();
+    for listen in &config.listen {
+        bound.push(bind(listen, workers).await?);
+    }
+    let (target, child) = upstream(&config).await?;
+    let (stop, stopping) = watch::channel(false);
+    let supervisor = child.map(|child| tokio::spawn(child.supervise(stopping.clone())));
+
+    let port = bound.iter().find_map(|b| b.port).unwrap_or(0);
+    let shared = Arc::new(Shared {
+        open: Arc::new(Open::new(config.upstream.max_connections)),
+        connections_per_worker: config.upstream.connections_per_worker,
+        facts: ArcSwap::default(),
+        clients: Clients::default(),
+        limits: ClientLimits {
+            output: config.client_output_limit,
+            clients: config.max_clients,
+            idle: config.client_idle_timeout,
+            in_flight: IN_FLIGHT,
+        },
+        tenant: Arc::new(Tenant {
+            id: 0,
+            name: "default".into(),
+            prefix: Arc::from(config.key_prefix.as_bytes()),
+            db_base: config.upstream.db,
+            databases: DATABASES,
+            pause: Pause::default(),
+        }),
+        flushes: Flushes::default(),
+        started: Instant::now(),
+        port,
+        run_id: random_id(),
+        target,
+    });
+    // Clients that connect at once should find an upstream whose commands are known; one that is down must not keep them out.
+    learn(&shared).await;
+    let probing = tokio::task::spawn_local(probe_for_ever(Arc::clone(&shared)));
+
+    let (leave, leaving) = watch::channel(None);
+    let mut threads = Vec::new();
+    for n in 0..workers {
+        let listeners = bound.iter_mut().filter_map(|b| b.listeners.pop()).collect();
+        let (shared, leaving) = (Arc::clone(&shared), leaving.clone());
+        let thread = thread::Builder::new()
+            .name(format!("worker-{n}"))
+            .spawn(move || work(&shared, listeners, leaving))
+            .map_err(|e| format!("cannot start a worker thread: {e}"))?;
+        threads.push(thread);
+    }
+    for b in &bound {
+        tracing::info!(address = b.shown, workers, upstream = %shared.target, "serving");
+    }
+
+    signalled().await?;
+    tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
+    leave.send_replace(Some(Instant::now() + config.shutdown_grace));
+    for client in shared.clients.all() {
+        // A client that waits in a blocking command has nothing coming that it must not lose.
+        if client.blocked.load(Ordering::Relaxed) {
+            client.alarm.kill();
+        } else {
+            client.alarm.kill_when_idle();
+        }
+    }
+    let joined = tokio::task::spawn_blocking(move || {
+        threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
+    });
+    if joined.await.unwrap_or(1) > 0 {
+        tracing::error!("a worker ended in a panic");
+    }
+    probing.abort();
+    for b in bound {
+        if let Some(path) = b.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    stop.send_replace(true);
+    if let Some(supervisor) = supervisor {
+        let _ = supervisor.await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn signalled() -> Result<(), String> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let watch = |kind| signal(kind).map_err(|e| format!("cannot watch for signals: {e}"));
+    let mut terminate = watch(SignalKind::terminate())?;
+    let mut interrupt = watch(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn random_id() -> String {
+    (0..40).map(|_| char::from_digit(fastrand::u32(..16), 16).unwrap_or('0')).collect()
+}
+
+/// Asks the upstream what it is, once.
+async fn learn(shared: &Shared) -> bool {
+    match control::probe(&shared.target).await {
+        Ok(facts) => {
+            if !shared.facts.load().probed {
+                let (server, version) = (&facts.server, &facts.version);
+                tracing::info!(upstream = %shared.target, server, version, commands_without_a_row = facts.unknown.len(), "upstream probed");
+            }
+            if **shared.facts.load() != facts {
+                shared.facts.store(Arc::new(facts));
+            }
+            true
+        }
+        Err(error) => {
+            if !shared.facts.load().probed {
+                tracing::warn!(upstream = %shared.target, error = error.to_line(), "upstream not reachable yet");
+            }
+            false
+        }
+    }
+}
+
+async fn probe_for_ever(shared: Arc<Shared>) {
+    let mut known = shared.facts.load().probed;
+    loop {
+        sleep(if known { PROBE_AGAIN } else { PROBE_EVERY }).await;
+        known = learn(&shared).await;
+    }
+}
+
+/// One address of the settings, bound once for each worker.
+struct Bound {
+    shown: String,
+    port: Option<u16>,
+    path: Option<PathBuf>,
+    listeners: Vec<Listener>,
+}
+
+enum Listener {
+    Tcp(StdTcpListener),
+    Unix(StdUnixListener),
+}
+
+async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
+    match listen {
+        Listen::Tcp(address) => {
+            let failed = |e: io::Error| format!("cannot listen on {address}: {e}");
+            let mut at = lookup_host(address)
+                .await
+                .map_err(failed)?
+                .next()
+                .ok_or_else(|| format!("cannot listen on {address}: no such host"))?;
+            let mut listeners = Vec::new();
+            for _ in 0..workers {
+                let listener = bind_tcp(at).map_err(failed)?;
+                // Port 0 became a real one with the first.
+                at = listener.local_addr().map_err(failed)?;
+                listeners.push(Listener::Tcp(listener));
+            }
+            Ok(Bound { shown: at.to_string(), port: Some(at.port()), path: None, listeners })
+        }
+        Listen::Unix(path) => {
+            let failed = |e: io::Error| format!("cannot listen on {}: {e}", path.display());
+            let first = bind_unix(path).map_err(failed)?;
+            let mut listeners = Vec::new();
+            for _ in 0..workers {
+                listeners.push(Listener::Unix(first.try_clone().map_err(failed)?));
+            }
+            Ok(Bound { shown: format!("unix:{}", path.display()), port: None, path: Some(path.clone()), listeners })
+        }
+        Listen::Tls(address) => Err(format!("cannot listen on tls:{address}: TLS is not served by this version yet")),
+    }
+}
+
+fn bind_tcp(at: SocketAddr) -> io::Result<StdTcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // One queue of new connections per worker; the kernel spreads them.
+    socket.set_reuse_port(true)?;
+    socket.bind(&SockAddr::from(at))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
+    // A socket that nobody answers on is what a killed process left behind; one that somebody answers on is theirs.
+    if std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(path).is_err()
+    {
+        std::fs::remove_file(path)?;
+    }
+    let listener = StdUnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Counts the sessions of a worker.
+#[derive(Default)]
+struct Sessions {
+    count: Cell<usize>,
+    none: Notify,
+}
+
+struct Present(Rc<Sessions>);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        if self.0.count.get() == 0 {
+            self.0.none.notify_one();
+        }
+    }
+}
+
+fn work(shared: &Arc<Shared>, listeners: Vec<Listener>, mut leaving: watch::Receiver<Option<Instant>>) {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "a worker has no runtime");
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let worker = Worker::new(shared);
+        let sessions = Rc::<Sessions>::default();
+        let mut accepting = Vec::new();
+        for listener in listeners {
+            let (worker, sessions) = (Rc::clone(&worker), Rc::clone(&sessions));
+            accepting.push(tokio::task::spawn_local(async move {
+                if let Err(error) = accept(&worker, &sessions, listener).await {
+                    tracing::error!(%error, "a listener failed");
+                }
+            }));
+        }
+        tokio::task::spawn_local(Rc::clone(&worker).keep_time());
+        let deadline = leaving.wait_for(Option::is_some).await.ok().and_then(|at| *at).unwrap_or_else(Instant::now);
+        accepting.iter().for_each(tokio::task::JoinHandle::abort);
+        let emptied = async {
+            while sessions.count.get() > 0 {
+                sessions.none.notified().await;
+            }
+        };
+        if timeout_at(deadline, emptied).await.is_err() {
+            tracing::warn!(
+                clients = sessions.count.get(),
+                "clients still connected at the end of the grace period: disconnected"
+            );
+        }
+    });
+}
+
+async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener) -> io::Result<()> {
+    enum Any {
+        Tcp(TcpListener),
+        Unix(UnixListener),
+    }
+    let listener = match listener {
+        Listener::Tcp(l) => Any::Tcp(TcpListener::from_std(l)?),
+        Listener::Unix(l) => Any::Unix(UnixListener::from_std(l)?),
+    };
+    loop {
+        let accepted = match &listener {
+            Any::Tcp(l) => l.accept().await.and_then(|(stream, peer)| {
+                let local = stream.local_addr()?;
+                Ok((split_tcp(stream)?, peer.to_string(), local.to_string()))
+            }),
+            Any::Unix(l) => l.accept().await.map(|(stream, _)| (split_unix(stream), "unix:0".into(), "unix:0".into())),
+        };
+        match accepted {
+            Ok(((read, write), addr, laddr)) => greet(worker, sessions, read, write, addr, laddr),
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Starts the session of a new connection, or turns it away.
+fn greet(worker: &Rc<Worker>, sessions: &Rc<Sessions>, read: ReadHalf, write: WriteHalf, addr: String, laddr: String) {
+    let shared = &worker.shared;
+    if shared.clients.len() >= shared.limits.clients {
+        let _ = write.try_write(b"-ERR max number of clients reached\r\n");
+        return;
+    }
+    let alarm = Arc::<Alarm>::default();
+    let client = Arc::new(Client {
+        id: shared.clients.next_id(),
+        addr,
+        laddr,
+        since: Instant::now(),
+        alarm: Arc::clone(&alarm),
+        tenant: AtomicU32::new(shared.tenant.id),
+        db: AtomicU32::new(0),
+        resp: AtomicU8::new(2),
+        last: AtomicU16::new(u16::MAX),
+        active: AtomicU64::new(0),
+        queued: AtomicU32::new(NO_MULTI),
+        blocked: AtomicBool::new(false),
+        labels: Mutex::default(),
+    });
+    tracing::debug!(client = %client.addr, id = client.id, "client connected");
+    shared.clients.insert(Arc::clone(&client));
+    let down = Rc::new(Downstream::new(write, shared.limits.output, Rc::clone(&worker.spares), alarm));
+    let session = Session::new(worker, read, down, Arc::clone(&client));
+    sessions.count.set(sessions.count.get() + 1);
+    let (present, worker) = (Present(Rc::clone(sessions)), Rc::clone(worker));
+    tokio::task::spawn_local(async move {
+        session.run().await;
+        worker.shared.clients.remove(client.id);
+        tracing::debug!(client = %client.addr, id = client.id, "client disconnected");
+        drop(present);
+    });
+}
