@@ -358,13 +358,15 @@ impl Pool {
     /// Once per tick: deadlines.
     pub fn tick(&self) {
         let limit = ticks(self.env.target.socket_timeout);
-        // A failing connection may open another on behalf of a client, so the list is not held while it is walked.
-        let conns: Vec<Rc<Conn>> = {
-            let mut all = self.all.borrow_mut();
-            all.retain(|c| c.strong_count() > 0);
-            all.iter().filter_map(Weak::upgrade).filter(|c| !c.idle()).collect()
-        };
-        conns.iter().for_each(|c| c.check_deadline(limit));
+        self.all.borrow_mut().retain(|c| c.strong_count() > 0);
+        // The list is not held while a connection fails: that may lead to the next one being opened.
+        let mut i = 0;
+        while let Some(conn) = self.all.borrow().get(i).map(Weak::upgrade) {
+            i += 1;
+            if let Some(conn) = conn.filter(|c| !c.idle()) {
+                conn.check_deadline(limit);
+            }
+        }
     }
 
     /// Now and then: closes dedicated connections that nobody used for a while, and asks idle shared ones whether they live.

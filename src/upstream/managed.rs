@@ -31,6 +31,8 @@ const MAX_SOCKET_PATH: usize = 99;
 const START_WITHIN: Duration = Duration::from_secs(10);
 /// How long a server may take to save and stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// How long another keyfence may take to let go of the data folder.
+const LOCK_WITHIN: Duration = Duration::from_secs(1);
 /// One question and its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Between two questions.
@@ -95,7 +97,7 @@ async fn start_from(path: &OsStr, dir: &Path, save: &str) -> Result<Managed, Err
                 .into(),
         )
     })?;
-    let (dir, lock) = lock_dir(dir)?;
+    let (dir, lock) = lock_dir(dir).await?;
     let socket = socket_path(&dir)?;
     let recipe = Recipe { binary, dir, save: save.into(), socket };
     stop_orphan(&recipe.socket).await?;
@@ -278,19 +280,27 @@ fn find_binary(path: &OsStr) -> Option<PathBuf> {
     BINARIES.iter().find_map(|name| std::env::split_paths(path).map(|dir| dir.join(name)).find(|file| runs(file)))
 }
 
-/// Makes the folder, for us alone, and takes it.
-fn lock_dir(dir: &Path) -> Result<(PathBuf, File), Error> {
+/// Makes the folder, for us alone, and takes it. One that is taken is asked for again for a moment: a keyfence that is ending lets go of it,
+/// and a child that is just being started holds a copy of every lock until it runs its own program.
+async fn lock_dir(dir: &Path) -> Result<(PathBuf, File), Error> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|e| Error::io("make the data folder", dir, &e))?;
     let dir = dir.canonicalize().map_err(|e| Error::io("use the data folder", dir, &e))?;
     let name = dir.join("keyfence.lock");
     let lock = File::create(&name).map_err(|e| Error::io("write", &name, &e))?;
-    match lock.try_lock() {
-        Ok(()) => Ok((dir, lock)),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error(format!("managed upstream: another keyfence uses the data folder {}", dir.display())))
+    let deadline = Instant::now() + LOCK_WITHIN;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok((dir, lock)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(PAUSE).await,
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error(format!(
+                    "managed upstream: another keyfence uses the data folder {}",
+                    dir.display()
+                )));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", &name, &e)),
         }
-        Err(TryLockError::Error(e)) => Err(Error::io("lock", &name, &e)),
     }
 }
 

@@ -1,0 +1,94 @@
+//! In steady state a GET or SET costs no allocation, from the client's bytes to the reply: counted over a whole keyfence in this process.
+
+use std::{
+    alloc::System,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use keyfence::config::{CliOverrides, Config};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tokio::runtime::{Builder, LocalOptions};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map(|a| a.port()).expect("a free port")
+}
+
+fn connect(port: u16) -> TcpStream {
+    loop {
+        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
+            stream.set_nodelay(true).expect("a socket");
+            return stream;
+        }
+        thread::yield_now();
+    }
+}
+
+/// Sends `batch` `rounds` times and reads `reply` to each.
+fn exchange(stream: &mut TcpStream, batch: &[u8], reply: &[u8], rounds: usize, buf: &mut [u8]) {
+    for _ in 0..rounds {
+        stream.write_all(batch).expect("written");
+        stream.read_exact(&mut buf[..reply.len()]).expect("answered");
+        assert_eq!(&buf[..reply.len()], reply);
+    }
+}
+
+#[test]
+fn get_and_set_allocate_nothing_in_steady_state() {
+    let (upstream, port) = (free_port(), free_port());
+    let _server = Server(
+        Command::new("redis-server")
+            .args(["--port", &upstream.to_string(), "--save", "", "--bind", "127.0.0.1"])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed"),
+    );
+    drop(connect(upstream));
+    let settings = CliOverrides {
+        listen: vec![format!("127.0.0.1:{port}")],
+        upstream: Some(format!("redis://127.0.0.1:{upstream}")),
+        workers: Some("1".into()),
+        ..CliOverrides::default()
+    };
+    let config = Config::read(None, std::iter::empty(), &settings).expect("valid settings");
+    thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
+        runtime.block_on(keyfence::server::run(config)).expect("served");
+    });
+    let mut client = connect(port);
+    let value = [b'v'; 64];
+    let set = [&b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$64\r\n"[..], &value, b"\r\n"].concat();
+    let get = b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n";
+    let bulk = [&b"$64\r\n"[..], &value, b"\r\n"].concat();
+    let mut buf = vec![0; 1 << 20];
+    for depth in [1, 16, 200] {
+        let (sets, oks) = (set.repeat(depth), b"+OK\r\n".repeat(depth));
+        let (gets, values) = (get.repeat(depth), bulk.repeat(depth));
+        let mut both = |rounds| {
+            exchange(&mut client, &sets, &oks, rounds, &mut buf);
+            exchange(&mut client, &gets, &values, rounds, &mut buf);
+        };
+        both(2_000);
+        let region = Region::new(ALLOCATOR);
+        both(5_000);
+        let change = region.change();
+        let (commands, allocations) = (2 * 5_000 * depth, change.allocations + change.reallocations);
+        println!("pipeline {depth}: {allocations} allocations for {commands} commands");
+        // What is left is the clock's: nothing that grows with the commands.
+        assert!(allocations * 1_000 < commands, "{allocations} allocations for {commands} commands");
+    }
+}
