@@ -1,6 +1,8 @@
 //! The corpus files: one call a line, an empty line between scenes, `#` for comments.
 //!
 //! Words are separated by blanks; `"…"` takes `\r \n \0 \\ \" \xHH`. A line's normalisation follows from its command, see [`rule`].
+use keyfence::command::ROWS;
+
 use crate::support::value::Rule;
 
 /// One call: its arguments, the command word first.
@@ -29,7 +31,18 @@ pub const TOPICS: &[(&str, &str)] = &[
 /// The scenes of one topic.
 pub fn scenes(topic: &str) -> Vec<Vec<Call>> {
     let (_, text) = TOPICS.iter().find(|(name, _)| *name == topic).unwrap();
-    parse(text)
+    let mut scenes = parse(text);
+    for scene in &mut scenes {
+        scene.retain(served);
+    }
+    scenes.retain(|scene| !scene.is_empty());
+    scenes
+}
+
+/// Whether this version serves it: a command of the table that it refuses has another answer than the server's.
+pub fn served(call: &Call) -> bool {
+    let name = name(call);
+    crate::support::target_is_plain() || ROWS.iter().find(|row| row.name == name).is_none_or(|row| row.served)
 }
 
 /// The scenes of a corpus file.

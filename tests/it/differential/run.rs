@@ -1,5 +1,5 @@
 //! The comparison itself, topic by topic, in every way a client can send: RESP2, RESP3, call by call, in one write, in MULTI.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::corpus::{self, Call, TOPICS};
 use super::mutate;
@@ -78,8 +78,14 @@ impl Pair {
 
     fn finish(self, topic: &str) {
         eprintln!("{topic}: {} replies compared", self.calls);
-        let shown = self.differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n");
-        assert!(self.differences.is_empty(), "{} differences in {topic}:\n{shown}", self.differences.len());
+        // One example of each kind, by what the two sides said.
+        let mut kinds: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+        for difference in &self.differences {
+            let said = difference.split_once('\n').map_or(difference.as_str(), |(_, said)| said);
+            kinds.entry(said).or_insert((0, difference)).0 += 1;
+        }
+        let shown: Vec<String> = kinds.values().take(60).map(|(times, example)| format!("{times} x {example}")).collect();
+        assert!(kinds.is_empty(), "{} differences in {topic}, of {} kinds:\n{}", self.differences.len(), kinds.len(), shown.join("\n"));
     }
 }
 
