@@ -19,7 +19,7 @@ pub use redis::Redis;
 pub use wire::Client;
 
 /// How long a test waits for something that must happen before it calls it a hang. Long: a slow machine is no failure.
-pub const HANG: Duration = Duration::from_secs(60);
+pub const HANG: Duration = Duration::from_secs(25);
 
 static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
 

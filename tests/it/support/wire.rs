@@ -44,6 +44,12 @@ impl Client {
         self.ask(&command(args))
     }
 
+    /// Sends one command; its reply, or nothing if the connection ends instead.
+    pub fn try_reply_to(&mut self, args: &[&str]) -> Option<Vec<u8>> {
+        self.send(&command(args));
+        self.try_reply().ok()
+    }
+
     /// Sends bytes that make one reply.
     pub fn ask(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.send(bytes);
