@@ -30,8 +30,6 @@ use crate::{
 const MAX_HELD: usize = 16 * 1024 * 1024;
 /// A client that sends nothing for this long in the middle of a large request is disconnected: it holds an upstream connection.
 const STALLED: Duration = Duration::from_secs(60);
-/// A redis-server's longest line of a refused command that is worth quoting.
-const QUOTED: usize = 128;
 
 /// Where the arguments go.
 enum Sink {
@@ -46,6 +44,12 @@ enum Sink {
 /// Takes the request at the start of what is held: `false` when the connection must end.
 pub async fn pass(s: &mut Session) -> bool {
     if !s.wait(Until::Drained).await {
+        return false;
+    }
+    // A paused tenant's large requests wait whole commands at a time, like its small ones; which kind this is, is not known yet.
+    if let Some(until) = s.tenant.pause.holds(true)
+        && !s.wait(Until::Unpaused(until, true)).await
+    {
         return false;
     }
     let (held, spans, progress) = s.take_partial();
@@ -97,20 +101,23 @@ enum Choice {
 fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> Choice {
     transaction::notice_lost(s);
     proxy::settle_select(s);
-    let args = Args::new(held, spans);
     let argc = progress.argc as usize;
     let refused = |text: String| Choice::Sink(Sink::Refused(text));
+    if spans.is_empty() {
+        // The command word itself is too long for any command; what there is of it is quoted.
+        let word = &held[progress.pos..];
+        return refused(command::unknown_command_error(&Args::new(
+            word,
+            &[(0, u32::try_from(word.len()).unwrap_or_default())],
+        )));
+    }
+    let args = Args::new(held, spans);
     let row = match command::lookup(&args) {
         // The subcommand may not have arrived.
         Lookup::Found(row) if row.is_container() && argc > 1 => return Choice::Hold,
         Lookup::Found(row) => row,
-        Lookup::Unknown => {
-            return refused(format!(
-                "ERR unknown command '{}'",
-                String::from_utf8_lossy(&args.at(0)[..args.at(0).len().min(QUOTED)])
-            ));
-        }
-        Lookup::UnknownSubcommand(c) => return refused(format!("ERR unknown subcommand. Try {} HELP.", c.name)),
+        Lookup::Unknown => return refused(command::unknown_command_error(&args)),
+        Lookup::UnknownSubcommand(c) => return refused(c.unknown_subcommand_error(args.at(1))),
     };
     if !row.arity_ok(argc) {
         return refused(row.arity_error());

@@ -33,6 +33,8 @@ pub mod worker;
 // What these share.
 pub mod clients;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod glob;
 pub mod net;
 pub mod tenant;

@@ -64,7 +64,7 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     if let Some(until) = s.tenant.pause.holds(row.is_write())
         && !may_run_paused(row)
     {
-        return Flow::Again(Until::Time(until));
+        return Flow::Again(Until::Unpaused(until, row.is_write()));
     }
     transaction::notice_lost(s);
     if s.select_on_commit.is_some() {

@@ -70,8 +70,8 @@ pub enum Until {
     Room(Rc<Conn>),
     /// The client has read most of its replies.
     Unsent(usize),
-    /// A moment.
-    Time(Instant),
+    /// The end of a CLIENT PAUSE, at this moment or when somebody ends it, for a command that writes or not.
+    Unpaused(Instant, bool),
     /// The reply of a blocking command, at most until this moment; ends early when the client leaves.
     Reply(Option<Instant>),
 }
@@ -271,7 +271,11 @@ impl Session {
     async fn next_input(&mut self) -> Step {
         let worker = Rc::clone(&self.worker);
         if let Some(after) = worker.shared.limits.idle {
-            self.idle = Some(Box::pin(sleep_until(Instant::now() + after)));
+            let at = Instant::now() + after;
+            match &mut self.idle {
+                Some(idle) => idle.as_mut().reset(at),
+                idle => *idle = Some(Box::pin(sleep_until(at))),
+            }
         }
         poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
@@ -342,7 +346,7 @@ impl Session {
                     let large = rest.len() > HELD || progress.bulk.is_some_and(|len| len > HELD as u64);
                     self.spans = spans;
                     self.progress = progress;
-                    break (at, if large && !self.spans.is_empty() { Step::Big } else { Step::Input });
+                    break (at, if large { Step::Big } else { Step::Input });
                 }
                 Parsed::Command(n) => (n, proxy::dispatch(self, &rest[..n], &spans, &rest[n..])),
                 Parsed::Nothing(n) => (n, Flow::Next),
@@ -391,7 +395,7 @@ impl Session {
     /// Waits; `false` when the connection ended meanwhile.
     pub async fn wait(&mut self, until: Until) -> bool {
         let mut timer = match &until {
-            Until::Time(at) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
+            Until::Unpaused(at, _) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
             _ => None,
         };
         let blocking = matches!(until, Until::Reply(_));
@@ -410,7 +414,10 @@ impl Session {
                 Until::InFlight(n) => self.few_in_flight(*n),
                 Until::Room(conn) => conn.poll_room(cx).is_ready(),
                 Until::Unsent(n) => self.down.unsent() <= *n,
-                Until::Time(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
+                Until::Unpaused(_, write) => {
+                    timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready())
+                        || self.tenant.pause.holds(*write).is_none()
+                }
                 Until::Reply(_) => {
                     let late = timer.as_mut().is_some_and(|t| t.as_mut().poll(cx).is_ready());
                     if late && let Some(own) = &self.own {

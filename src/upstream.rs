@@ -43,6 +43,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(2);
 const MIN_BACKOFF: Duration = Duration::from_millis(25);
 /// A dedicated connection unused for this long is closed.
 const DEDICATED_IDLE: Duration = Duration::from_secs(30);
+/// A shared connection that no client used for this long is closed.
+const SHARED_IDLE: Duration = Duration::from_secs(300);
 /// A shared connection unused for this long is asked for a PING, so that a dead one is found before a client needs it.
 const PING_AFTER: Duration = Duration::from_secs(15);
 
@@ -361,7 +363,9 @@ impl Pool {
         self.all.borrow_mut().retain(|c| c.strong_count() > 0);
         // The list is not held while a connection fails: that may lead to the next one being opened.
         let mut i = 0;
-        while let Some(conn) = self.all.borrow().get(i).map(Weak::upgrade) {
+        loop {
+            let next = self.all.borrow().get(i).map(Weak::upgrade);
+            let Some(conn) = next else { break };
             i += 1;
             if let Some(conn) = conn.filter(|c| !c.idle()) {
                 conn.check_deadline(limit);
@@ -380,8 +384,18 @@ impl Pool {
                 keep
             });
         }
+        self.shared.borrow_mut().retain(|_, conns| {
+            conns.retain(|c| {
+                let keep = !c.idle() || c.unused_for() < ticks(SHARED_IDLE);
+                if !keep {
+                    c.close();
+                }
+                keep
+            });
+            !conns.is_empty()
+        });
         for conn in self.shared.borrow().values().flatten() {
-            if conn.ready() && !conn.dead() && conn.idle() && conn.unused_for() >= ticks(PING_AFTER) {
+            if conn.ready() && !conn.dead() && conn.idle() && conn.silent_for() >= ticks(PING_AFTER) {
                 conn.send_own(b"*1\r\n$4\r\nPING\r\n");
             }
         }

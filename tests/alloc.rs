@@ -66,7 +66,8 @@ fn get_and_set_allocate_nothing_in_steady_state() {
     };
     let config = Config::read(None, std::iter::empty(), &settings).expect("valid settings");
     thread::spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
+        let runtime =
+            Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
         runtime.block_on(keyfence::server::run(config)).expect("served");
     });
     let mut client = connect(port);
@@ -87,7 +88,6 @@ fn get_and_set_allocate_nothing_in_steady_state() {
         both(5_000);
         let change = region.change();
         let (commands, allocations) = (2 * 5_000 * depth, change.allocations + change.reallocations);
-        println!("pipeline {depth}: {allocations} allocations for {commands} commands");
         // What is left is the clock's: nothing that grows with the commands.
         assert!(allocations * 1_000 < commands, "{allocations} allocations for {commands} commands");
     }

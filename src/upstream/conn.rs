@@ -103,7 +103,7 @@ pub struct Conn {
     paused: Cell<bool>,
     /// Tick of the last byte read.
     progress: Cell<u32>,
-    /// Tick at which it was last handed out or answered.
+    /// Tick at which a client last used it.
     used: Cell<u32>,
     kicked: Cell<bool>,
     writer: RefCell<Option<Waker>>,
@@ -194,9 +194,14 @@ impl Conn {
         self.ready.get()
     }
 
-    /// Ticks since it was last used.
+    /// Ticks since a client last used it.
     pub fn unused_for(&self) -> u32 {
         self.env.clock.now().wrapping_sub(self.used.get())
+    }
+
+    /// Ticks since anything was last heard on it.
+    pub fn silent_for(&self) -> u32 {
+        self.env.clock.now().wrapping_sub(self.progress.get())
     }
 
     /// Appends to what will be sent; it leaves at the end of this turn.
@@ -209,7 +214,9 @@ impl Conn {
     /// The next reply not yet spoken for is `owed` to `client`. `patient`: no deadline.
     pub fn expect(&self, client: &Rc<Downstream>, owed: Owed, patient: bool) {
         client.expect(1);
-        let since = if patient { NEVER } else { self.env.clock.now() };
+        let now = self.env.clock.now();
+        self.used.set(now);
+        let since = if patient { NEVER } else { now };
         let mut waiters = self.waiters.borrow_mut();
         if let (Owed::Raw, Some(last)) = (&owed, waiters.back_mut())
             && matches!(last.owed, Owed::Raw)
@@ -392,7 +399,6 @@ impl Conn {
                 continue;
             }
             let Some(waiter) = waiters.front_mut() else {
-                self.used.set(self.env.clock.now());
                 return if at == buf.len() { Ok(at) } else { Err("a reply that nobody waits for") };
             };
             let finished = match &mut waiter.owed {
