@@ -4,7 +4,12 @@
 //! `--loadmodule …`. `KEYFENCE_TEST_TARGET=plain` puts a plain server where keyfence would stand: the suite then checks itself.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod cli;
+mod clients;
 mod differential;
 mod faults;
+mod flush;
+mod large;
+mod property;
 mod protocol;
 mod support;

@@ -14,12 +14,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-pub use fence::Fence;
+pub use fence::{Fence, PREFIX};
 pub use redis::Redis;
 pub use wire::Client;
 
 /// How long a test waits for something that must happen before it calls it a hang. Long: a slow machine is no failure.
 pub const HANG: Duration = Duration::from_secs(25);
+
+/// How long a client may get no answer to a small command because of what another client does: longer, and it has been harmed.
+pub const PATIENCE: Duration = Duration::from_secs(3);
 
 static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
 

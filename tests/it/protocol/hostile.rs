@@ -2,7 +2,7 @@
 use std::thread;
 
 use super::World;
-use crate::support::Client;
+use crate::support::{Client, PATIENCE};
 use crate::support::wire::{bulk, command};
 use crate::{call, is};
 
@@ -13,6 +13,7 @@ impl World {
     /// Runs `attack`, and meanwhile works as another client; then measures what the process has grown to.
     fn unharmed(&self, bound: u64, attack: impl FnOnce() + Send) {
         let mut other = self.fence.client();
+        other.stream().set_read_timeout(Some(PATIENCE)).unwrap();
         is!(other, ["SET", "other", "before"], "+OK\r\n");
         let before = self.fence.process().map(|process| process.memory("VmRSS"));
         thread::scope(|scope| {
