@@ -1,1 +1,15 @@
-//! Integration tests.
+//! The integration tests: real servers as child processes, real sockets, bytes in and bytes out.
+//!
+//! `KEYFENCE_TEST_SERVER` names the server binary (default `redis-server`), `KEYFENCE_TEST_SERVER_ARGS` adds arguments to it, such as
+//! `--loadmodule …`. `KEYFENCE_TEST_TARGET=plain` puts a plain server where keyfence would stand: the suite then checks itself.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod cli;
+mod clients;
+mod differential;
+mod faults;
+mod flush;
+mod large;
+mod property;
+mod protocol;
+mod support;

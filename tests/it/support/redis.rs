@@ -1,0 +1,80 @@
+//! A Redis (or Valkey) server of a test's own.
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::{Client, free_addr};
+
+/// A running server with an empty data folder, without persistence.
+pub struct Redis {
+    process: Process,
+    addr: SocketAddr,
+    dir: TempDir,
+}
+
+impl Redis {
+    /// A fresh server on an address of its own.
+    pub fn start() -> Self {
+        Self::start_with(free_addr(), &[])
+    }
+
+    /// A fresh server with further arguments.
+    pub fn start_with(addr: SocketAddr, args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let process = launch(addr, &dir, args);
+        Self { process, addr, dir }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// A new connection straight to it.
+    pub fn client(&self) -> Client {
+        Client::connect(self.addr)
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// SIGKILL, so that nothing is told to anybody.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts again, empty, on the same address.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.process = launch(self.addr, &self.dir, &[]);
+    }
+
+    /// SIGSTOP or SIGCONT: a server that accepts (its kernel does) and never answers, and its end.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill -s {name}");
+    }
+}
+
+fn launch(addr: SocketAddr, dir: &TempDir, args: &[&str]) -> Process {
+    let binary = std::env::var("KEYFENCE_TEST_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let extra = std::env::var("KEYFENCE_TEST_SERVER_ARGS").unwrap_or_default();
+    let (ip, port) = (addr.ip().to_string(), addr.port().to_string());
+    let mut command = Command::new(binary);
+    command
+        .current_dir(dir.path())
+        .args(["--bind", &ip, "--port", &port, "--save", "", "--appendonly", "no", "--dir", "."])
+        .args(["--sanitize-dump-payload", "yes", "--enable-debug-command", "yes", "--tcp-backlog", "4096"])
+        .args(extra.split_whitespace())
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let process = Process::start(&mut command, |child| child.stdout.take());
+    process.wait_for_line(|line| line.contains("Ready to accept connections"));
+    process
+}
