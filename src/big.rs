@@ -46,7 +46,7 @@ enum Sink {
         row: &'static Row,
     },
     /// Nowhere; afterwards this is answered.
-    Refused(String),
+    Refused(Vec<u8>),
 }
 
 /// Takes the request at the start of what is held: `false` when the connection must end.
@@ -88,7 +88,7 @@ pub async fn pass(s: &mut Session) -> bool {
     match passed {
         Ok(rest) => {
             s.give_back(rest);
-            let sink = std::mem::replace(&mut request.sink, Sink::Refused(String::new()));
+            let sink = std::mem::replace(&mut request.sink, Sink::Refused(Vec::new()));
             drop(request);
             finish(s, sink).await
         }
@@ -122,7 +122,9 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     proxy::settle_select(s);
     let argc = progress.argc as usize;
     let most = s.tenant.limits.value_size.load(Ordering::Relaxed);
-    let refused = |text: String| Choice::Sink(Sink::Refused(text));
+    fn refused(text: impl Into<Vec<u8>>) -> Choice {
+        Choice::Sink(Sink::Refused(text.into()))
+    }
     if spans.is_empty() {
         // The command word itself is too long for any command; what there is of it is quoted.
         let word = &held[progress.pos..];
@@ -146,7 +148,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         return refused(row.arity_error());
     }
     if !s.logged_in {
-        return refused(proxy::NO_AUTH.into());
+        return refused(proxy::NO_AUTH);
     }
     if !s.tenant.permitted.has(row) || matches!(row.class, Class::Denied | Class::Script) {
         return refused(format!(
@@ -324,7 +326,7 @@ impl Request {
         if len > self.tenant.limits.value_size.load(Ordering::Relaxed) {
             // Half of the request is upstream already, on a connection that is of no more use.
             conn.close();
-            self.sink = Sink::Refused(proxy::too_large(&self.tenant, len));
+            self.sink = Sink::Refused(proxy::too_large(&self.tenant, len).into_bytes());
             return Ok(());
         }
         if len > HELD as u64 {
@@ -338,7 +340,7 @@ impl Request {
                 let name = &self.tenant.name;
                 self.sink = Sink::Refused(format!(
                     "BUSY tenant '{name}' is sending {DECLARED} bytes of large requests already"
-                ));
+                ).into_bytes());
                 return Ok(());
             }
         }

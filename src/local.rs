@@ -239,7 +239,7 @@ fn hello(s: &mut Session, args: &Args<'_>) -> Flow {
             hello.name = Some(args.at(i + 1).to_vec());
             i += 2;
         } else {
-            return s.refuse(format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(args.at(i))));
+            return s.refuse([b"ERR Syntax error in HELLO option '", args.at(i), b"'"].concat());
         }
     }
     let open = s.worker.shared.directory.load().open;

@@ -9,6 +9,7 @@ use crate::{
     command::{self, Args, Class, ConnNeed, Flags, Keys, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
     local,
+    resp::Value,
     rewrite::{
         self,
         reply::{NoGroup, Rule, Unprefix},
@@ -53,7 +54,7 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
         return s.refuse(row.arity_error());
     }
     if let Some(error) = command::refusal(row, args) {
-        return s.refuse(error);
+        return if s.tx.is_some() { transaction::queue_answer(s, &Value::error(error)) } else { s.refuse(error) };
     }
     // AUTHORISE
     if !s.logged_in && !row.flags.has(Flags::NO_AUTH) {

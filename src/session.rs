@@ -823,7 +823,7 @@ impl Session {
     }
 
     /// Refuses the command at hand: an open transaction cannot be carried out any more.
-    pub fn refuse(&mut self, text: impl Into<String>) -> Flow {
+    pub fn refuse(&mut self, text: impl Into<Vec<u8>>) -> Flow {
         if let Some(tx) = &mut self.tx {
             tx.dirty = true;
         }

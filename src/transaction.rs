@@ -188,6 +188,29 @@ fn is_whole(ahead: &[u8]) -> bool {
     false
 }
 
+/// Queues a command whose answer is known already: a mistake that the server finds only when it carries the command out.
+pub fn queue_answer(s: &mut Session, answer: &Value) -> Flow {
+    let rule = Rule::Replace(Rc::from(answer.to_bytes(s.proto)));
+    match send_placeholder(s, PLACEHOLDER) {
+        Ok(()) => {
+            queued(s, rule);
+            Flow::Next
+        }
+        Err(error) => s.refuse(error),
+    }
+}
+
+fn send_placeholder(s: &mut Session, frame: &[u8]) -> Result<(), String> {
+    let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
+    let conn = s.conn().map_err(|e| e.to_line())?;
+    if conn.dead() || s.tx.as_ref().is_some_and(|tx| tx.broken) {
+        return Err(UpstreamError::Lost.to_line());
+    }
+    conn.send(|out| out.extend_from_slice(frame));
+    conn.expect(&s.down, owed, false);
+    Ok(())
+}
+
 /// A command between MULTI and EXEC.
 fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
     let (position, broken) = s.tx.as_ref().map_or((0, true), |tx| (tx.rules.len(), tx.broken));
@@ -255,15 +278,7 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
     let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
     let sent = match placeholder {
         None => proxy::send(s, row, args, frame, spans, owed, false),
-        Some(frame) => match s.conn() {
-            Ok(conn) if !conn.dead() => {
-                conn.send(|out| out.extend_from_slice(&frame));
-                conn.expect(&s.down, owed, false);
-                Ok(())
-            }
-            Ok(_) => Err(UpstreamError::Lost.to_line()),
-            Err(error) => Err(error.to_line()),
-        },
+        Some(frame) => send_placeholder(s, &frame),
     };
     if let Err(error) = sent {
         return s.refuse(error);

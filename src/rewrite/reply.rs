@@ -214,10 +214,13 @@ impl Unprefix {
                         self.scanning = Some((Scanner::default(), false));
                         continue;
                     };
-                    resp::put_error(
-                        out,
-                        &names.rebuild(rest[1..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?, &self.prefix),
-                    );
+                    let line = rest[..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?;
+                    if line.starts_with(b"-NOGROUP ") {
+                        resp::put_error(out, &names.rebuild(&line[1..], &self.prefix));
+                    } else {
+                        out.extend_from_slice(&own_error(line).unwrap_or(Cow::Borrowed(line)));
+                        out.extend_from_slice(b"\r\n");
+                    }
                     at += end + 1;
                     if self.step() {
                         return Ok((at, true));
