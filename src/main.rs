@@ -67,14 +67,22 @@ fn main() -> ExitCode {
         }
     };
     match command {
-        Command::Explain { tenant: Some(tenant), .. } => {
-            complain(&format!("keyfence: --tenant {tenant}: explain does not know tenants yet"));
-            ExitCode::from(EXIT_USAGE)
-        }
-        Command::Explain { command, .. } => {
-            let words: Vec<Vec<u8>> = command.into_iter().map(|w| w.into_vec()).collect();
-            say(&explain::explain(&config, &words));
-            ExitCode::SUCCESS
+        Command::Explain { tenant, command } => {
+            let Some(name) = tenant.as_deref().or_else(|| config.unnamed_tenant()) else {
+                complain("keyfence: whose command? There are tenants in the settings: name one with --tenant");
+                return ExitCode::from(EXIT_USAGE);
+            };
+            match config.tenant(name) {
+                Ok(tenant) => {
+                    let words: Vec<Vec<u8>> = command.into_iter().map(|w| w.into_vec()).collect();
+                    say(&explain::explain(&tenant, &words));
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    complain(&format!("keyfence: {error}"));
+                    ExitCode::from(EXIT_USAGE)
+                }
+            }
         }
         Command::Check => on_runtime(async {
             let (target, child) = server::upstream(&config.upstream).await.map_err(|e| (EXIT_UNAVAILABLE, e))?;

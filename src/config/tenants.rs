@@ -380,6 +380,15 @@ impl Config {
         Err(format!("no tenant {shown}: the settings have no [tenants], and everybody is 'default'"))
     }
 
+    /// Who a client is that does not say: the default tenant, or without `[tenants]` the implicit one.
+    pub fn unnamed_tenant(&self) -> Option<&str> {
+        match self.auth.default_tenant.as_str() {
+            "" if self.tenants.is_empty() && self.auth.mode == AuthMode::Static => Some("default"),
+            "" => None,
+            name => Some(name),
+        }
+    }
+
     /// The tenants with a password in plain text.
     pub fn plain_passwords(&self) -> Vec<&str> {
         self.tenants.iter().filter(|t| t.passwords.iter().any(Password::is_plain)).map(|t| t.name.as_str()).collect()

@@ -502,6 +502,9 @@ fn who_a_name_is() {
     let tenant = implicit.tenant("default").unwrap();
     assert_eq!((tenant.prefix.as_bytes(), tenant.dbs()), (&b"keyfence:"[..], 0..16));
     assert!(implicit.tenant("acme").is_err());
+    assert_eq!(implicit.unnamed_tenant(), Some("default"));
+    assert_eq!(file("[tenants.acme]").unwrap().unnamed_tenant(), None);
+    assert_eq!(file("[auth]\ndefault_tenant = \"a\"\n[tenants.a]").unwrap().unnamed_tenant(), Some("a"));
     let c = file("[tenants.acme]").unwrap();
     assert_eq!(c.tenant("acme").as_ref(), Ok(&c.tenants[0]));
     assert_eq!(c.tenant("default"), Err("no tenant 'default' in the settings; there are: 'acme'".into()));

@@ -176,6 +176,21 @@ fn n4_purge_deletes_one_tenants_keys_and_no_others() {
 }
 
 #[test]
+fn explain_speaks_for_a_tenant() {
+    let server = Server::start();
+    let tenants = "[tenants.acme]\ncommands.deny = [\"@geo\"]\n";
+    let explain = |tenants: &str, args: &[&str]| said(&server.keyfence(tenants, &[&["explain"], args].concat()));
+    let (_, out, _) = explain(tenants, &["--tenant", "acme", "--", "GET", "k"]);
+    assert!(out.contains("\nupstream    GET acme:k\n"), "{out}");
+    let (_, out, _) = explain(tenants, &["--tenant", "acme", "--", "GEOADD", "k", "1", "2", "m"]);
+    assert!(out.contains("\nreply       -NOPERM User acme has no permissions to run the 'geoadd' command\n"), "{out}");
+    assert_eq!(explain(tenants, &["--", "GET", "k"]).0, Some(64));
+    assert_eq!(explain(tenants, &["--tenant", "b", "--", "GET", "k"]).0, Some(64));
+    let (_, out, _) = explain("", &["--", "GET", "k"]);
+    assert!(out.contains("\nupstream    GET keyfence:k\n"), "{out}");
+}
+
+#[test]
 fn an_unknown_tenant_and_an_absent_upstream_have_their_status() {
     let server = Server::start();
     for (tenants, name, error) in [
