@@ -51,7 +51,7 @@ impl Walk {
         {
             upstream.endpoint = Endpoint::Unix(socket);
         }
-        let (target, child) = server::upstream(&Config { upstream, ..config.clone() }).await?;
+        let (target, child) = server::upstream(&upstream).await?;
         // Shown on a terminal only.
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}%  {msg}") {
