@@ -8,6 +8,7 @@ use crate::{
     resp,
     rewrite::{self, Namespace},
     scoped,
+    tenant::Permitted,
 };
 
 /// The explanation of `words`, the command word first, sent by `tenant`.
@@ -39,7 +40,7 @@ pub fn explain(tenant: &Tenant, words: &[Vec<u8>]) -> String {
         let _ = writeln!(out, "refused     answered here\nreply       -{error}");
         return out;
     }
-    let denied = tenant.commands().get(usize::from(row.index)).copied().flatten() == Some(false);
+    let denied = row.served() && !Permitted::from_lists(&tenant.allow, &tenant.deny).has(row);
     if denied || !row.served() {
         let why = if denied {
             "denied to this tenant by its settings"

@@ -316,14 +316,7 @@ fn tenants_are_read() {
     let l = b.limits;
     assert_eq!((l.ops_per_second, l.burst, l.bytes_per_second, l.connections), (5, 6, 1000, 7));
     assert_eq!((l.keys, l.memory, l.value_size, l.in_flight), (0, 0, 8, 9));
-    let commands = b.commands();
-    let of = |name: &str| commands[usize::from(crate::command::find(name).unwrap().index)];
-    assert_eq!(
-        (of("get"), of("set"), of("client|list"), of("client|no-touch")),
-        (Some(false), None, Some(false), Some(false))
-    );
-    assert_eq!((of("geoadd"), of("keys")), (Some(true), Some(false)));
-    assert_eq!(of("config|get"), Some(false), "deny goes before allow: it is @dangerous");
+    assert_eq!((b.allow.len(), b.deny.len()), (2, 3));
 }
 
 #[test]
