@@ -534,10 +534,13 @@ fn a_thousand_tenants_load_at_once() {
             )
         })
         .collect();
-    let began = tokio::time::Instant::now();
-    assert_eq!(file(&text).unwrap().tenants.len(), 1000);
-    // Some tenths of that, and less than one in a release build: a square of the number would take much longer.
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let times = std::iter::repeat_with(|| {
+        let began = tokio::time::Instant::now();
+        assert_eq!(file(&text).unwrap().tenants.len(), 1000);
+        began.elapsed()
+    });
+    // Some tenths of that in a debug build: the square of the number would take much longer. The machine may be busy elsewhere for a while.
+    assert!(times.take(5).any(|time| time < Duration::from_secs(2)));
 }
 
 /// The text of the shipped file.
