@@ -159,9 +159,12 @@ fn t5_only_bulk_strings_are_arguments() {
         b"*2\r\n$4\r\nECHO\r\n%1\r\n",
         b"*1\r\n\r\nPING\r\n",
         b"*1\r\n\xff4\r\nPING\r\n",
-        b"*1\r\n\0\r\nPING\r\n",
     ] {
         world.same(bytes);
+    }
+    // Plain Redis takes a NUL for the end of what it has read, and waits for ever.
+    if !target_is_plain() {
+        world.refused(b"*1\r\n\0");
     }
     // Plain Redis takes these for inline commands: unknown ones, or a close.
     for first in ["%1", ">1", "|1", "~1", "+PING", "-ERR", ":1", "$4", "_", "#t", "(1", "=4"] {
