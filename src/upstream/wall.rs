@@ -22,8 +22,12 @@ pub use rules::{Commands, Kind, rules};
 use std::{
     collections::{HashMap, HashSet},
     fmt,
+    hash::{BuildHasher as _, RandomState},
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -215,8 +219,12 @@ impl fmt::Debug for Login {
 enum State {
     Unknown,
     Plain,
-    /// By tenant, the users in the order of [`Kind::ALL`].
-    Raised(HashMap<u32, [String; 2]>),
+    Raised {
+        /// By tenant, the users in the order of [`Kind::ALL`].
+        users: HashMap<u32, [String; 2]>,
+        /// By user, the hash of its rules.
+        made: HashMap<String, u64>,
+    },
 }
 
 /// The wall of one upstream. `raise`, `check` and `lower` belong to the control plane; `login` is for everybody.
@@ -226,6 +234,9 @@ pub struct Wall {
     policy: AclWall,
     identity: Identity,
     state: ArcSwap<State>,
+    /// The users that were made may not be what stands upstream now: all of them are made again by the next raise.
+    doubt: AtomicBool,
+    hashes: RandomState,
     /// One at a time: two raises that overlap would take each other's users for leftovers.
     line: Mutex<Option<Line>>,
 }
@@ -234,11 +245,19 @@ impl Wall {
     /// For the upstream that `target` leads to, as the user who manages the others. Nothing is sent yet.
     pub fn new(target: Target, policy: AclWall, identity: Identity) -> Self {
         let state = if policy == AclWall::Off { State::Plain } else { State::Unknown };
-        Self { target, policy, identity, state: ArcSwap::from_pointee(state), line: Mutex::new(None) }
+        Self {
+            target,
+            policy,
+            identity,
+            state: ArcSwap::from_pointee(state),
+            doubt: AtomicBool::new(true),
+            hashes: RandomState::new(),
+            line: Mutex::new(None),
+        }
     }
 
-    /// Makes the users of `tenants`, or makes them anew, and takes away those of other tenants of this process. Users that are as they
-    /// should be stay so, and so do their connections; a tenant that is gone is disconnected by the upstream.
+    /// Makes the users of exactly these tenants: those that are missing, those with new rules, and all after a [`Wall::doubt`] or over a new
+    /// connection. Nobody's connections suffer from it but those of tenants that are not named any more: the upstream closes them.
     ///
     /// # Errors
     /// See [`WallError`]; what stood before then still does, as far as the upstream kept it.
@@ -253,7 +272,7 @@ impl Wall {
         let mut line = self.take(&mut place).await?;
         let standing = match self.raise_on(&mut line, tenants).await {
             Err(WallError::Refused(why))
-                if self.policy == AclWall::Auto && !matches!(**self.state.load(), State::Raised(_)) =>
+                if self.policy == AclWall::Auto && !matches!(**self.state.load(), State::Raised { .. }) =>
             {
                 // Some users may have been made before the one that was refused.
                 let _ = self.sweep(&mut line, &HashSet::new()).await;
@@ -271,8 +290,15 @@ impl Wall {
         let commands = |kind, scripts| Commands::new(kind, scripts, &holes, |row| known.has(row));
         let (data, scripting, sort) =
             (commands(Kind::Data, false), commands(Kind::Data, true), commands(Kind::Sort, false));
+        let state = self.state.load_full();
+        let there: HashSet<String> = self.users(line).await?.into_iter().collect();
+        let doubt = self.doubt.swap(true, Ordering::Relaxed);
+        let stands = |user: &String, hash: u64| match &*state {
+            State::Raised { made, .. } if !doubt => there.contains(user) && made.get(user) == Some(&hash),
+            _ => false,
+        };
         let mut users = HashMap::with_capacity(tenants.len());
-        let mut wanted = HashSet::with_capacity(2 * tenants.len());
+        let mut made = HashMap::with_capacity(2 * tenants.len());
         // As they are sent, so that neither this thread nor the upstream is held up by a thousand of them.
         for tenants in tenants.chunks(AT_ONCE) {
             let mut batch = Vec::with_capacity(2 * tenants.len());
@@ -281,29 +307,36 @@ impl Wall {
                 let may = [if tenant.scripts { &scripting } else { &data }, &sort];
                 for (name, commands) in names.iter().zip(may) {
                     let rules = rules(&tenant.prefix, &tenant.databases, commands, &holes, &self.identity.sha256);
-                    batch.push(acl("SETUSER").arg(name).arg(rules).clone());
-                    wanted.insert(name.clone());
+                    let hash = self.hashes.hash_one(&rules);
+                    if !stands(name, hash) {
+                        batch.push(acl("SETUSER").arg(name).arg(rules).clone());
+                    }
+                    made.insert(name.clone(), hash);
                 }
                 users.insert(tenant.id, names);
             }
             for reply in line.send(&batch).await? {
                 refusal(&reply)?.map_err(WallError::Refused)?;
             }
+            tokio::task::yield_now().await;
         }
+        let wanted = made.keys().map(String::as_str).collect();
         self.sweep(line, &wanted).await?;
-        self.state.store(Arc::new(State::Raised(users)));
-        Ok(Standing::Raised { users: wanted.len(), holes: Arc::new(holes) })
+        self.doubt.store(false, Ordering::Relaxed);
+        let standing = Standing::Raised { users: made.len(), holes: Arc::new(holes) };
+        self.state.store(Arc::new(State::Raised { users, made }));
+        Ok(standing)
     }
 
     /// Takes away users of ours that nobody wants, and those of walls whose process is gone.
-    async fn sweep(&self, line: &mut Line, wanted: &HashSet<String>) -> Result<(), WallError> {
+    async fn sweep(&self, line: &mut Line, wanted: &HashSet<&str>) -> Result<(), WallError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let users = self.users(line).await?;
         let mut stale: Vec<&String> = Vec::new();
         let mut gone: Vec<&String> = Vec::new();
         for user in &users {
             match owner(user) {
-                Some((_, id)) if id == self.identity.id && wanted.contains(user) => {}
+                Some((_, id)) if id == self.identity.id && wanted.contains(user.as_str()) => {}
                 Some((_, id)) if id == self.identity.id => gone.push(user),
                 Some((started, _)) if now.saturating_sub(Duration::from_secs(started)) > STALE_AFTER => {
                     stale.push(user);
@@ -333,7 +366,7 @@ impl Wall {
     /// cheap enough for every second. `false` also when the upstream does not answer, and before the first raise.
     pub async fn check(&self) -> bool {
         let state = self.state.load_full();
-        let State::Raised(ours) = &*state else { return matches!(*state, State::Plain) };
+        let State::Raised { users: ours, .. } = &*state else { return matches!(*state, State::Plain) };
         let mut place = self.line.lock().await;
         let Ok(mut line) = self.take(&mut place).await else { return false };
         let Ok(users) = self.users(&mut line).await else { return false };
@@ -348,7 +381,7 @@ impl Wall {
     /// When the upstream cannot be reached: the next process to come sweeps them up after a day.
     pub async fn lower(&self) -> Result<(), WallError> {
         let old = self.state.swap(Arc::new(State::Unknown));
-        if !matches!(*old, State::Raised(_)) {
+        if !matches!(*old, State::Raised { .. }) {
             return Ok(());
         }
         let mut place = self.line.lock().await;
@@ -356,12 +389,17 @@ impl Wall {
         self.sweep(&mut line, &HashSet::new()).await
     }
 
+    /// A login was refused: the next [`Wall::raise`] is to make every user again, not only those that are missing or have new rules.
+    pub fn doubt(&self) {
+        self.doubt.store(true, Ordering::Relaxed);
+    }
+
     /// How connections of this kind of this tenant log in.
     pub fn login(&self, tenant: u32, kind: Kind) -> Login {
         match &**self.state.load() {
             State::Unknown => Login::NotYet,
             State::Plain => Login::Plain,
-            State::Raised(users) => users.get(&tenant).map_or(Login::NotYet, |names| {
+            State::Raised { users, .. } => users.get(&tenant).map_or(Login::NotYet, |names| {
                 let [data, sort] = names;
                 let name = if kind == Kind::Data { data } else { sort };
                 Login::As(name.clone(), self.identity.password.clone())
@@ -375,6 +413,8 @@ impl Wall {
             return Ok(line);
         }
         let mut line = Line::open(&self.target).await?;
+        // Another server, perhaps, or the same one without its memory.
+        self.doubt();
         line.ask(redis::cmd("CLIENT").arg("SETNAME").arg(self.identity.name())).await?;
         Ok(line)
     }

@@ -111,11 +111,11 @@ pub fn name(call: &Call) -> String {
 /// How its replies may differ.
 pub fn rule(call: &Call) -> Rule {
     match name(call).as_str() {
-        "SMEMBERS" | "SINTER" | "SUNION" | "SDIFF" | "SSCAN" | "KEYS" | "HKEYS" | "HVALS" | "HGETALL" | "HSCAN" | "SPOP" | "TS.QUERYINDEX" => {
-            Rule::Unordered
-        }
-        "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME" | "OBJECT IDLETIME" | "OBJECT FREQ" | "MEMORY USAGE" | "XPENDING" | "XINFO STREAM"
-        | "XINFO CONSUMERS" | "XREADGROUP" | "TIME" | "HTTL" | "HPTTL" | "HEXPIRETIME" | "HPEXPIRETIME" | "JSON.DEBUG" | "TS.INFO" | "VINFO" => Rule::Near,
+        "SMEMBERS" | "SINTER" | "SUNION" | "SDIFF" | "SSCAN" | "KEYS" | "HKEYS" | "HVALS" | "HGETALL" | "HSCAN"
+        | "SPOP" | "TS.QUERYINDEX" => Rule::Unordered,
+        "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME" | "OBJECT IDLETIME" | "OBJECT FREQ" | "MEMORY USAGE"
+        | "XPENDING" | "XINFO STREAM" | "XINFO CONSUMERS" | "XREADGROUP" | "TIME" | "HTTL" | "HPTTL"
+        | "HEXPIRETIME" | "HPEXPIRETIME" | "JSON.DEBUG" | "TS.INFO" | "VINFO" => Rule::Near,
         _ => Rule::Exact,
     }
 }

@@ -30,7 +30,10 @@ const ODD_NUMBERS: &[&[u8]] = &[b"+1", b"01", b" 1", b"0x1", b"1 ", b"0", b"2"];
 
 /// Calls that every scene starts with: keys of the wrong type for whatever is asked of them.
 pub fn set_up() -> Vec<Call> {
-    ["SET wrong:string v", "RPUSH wrong:list a", "XADD wrong:stream 1-1 f v"].into_iter().map(super::corpus::words).collect()
+    ["SET wrong:string v", "RPUSH wrong:list a", "XADD wrong:stream 1-1 f v"]
+        .into_iter()
+        .map(super::corpus::words)
+        .collect()
 }
 
 /// All variants of one call. None of them can block for longer than the call itself.
@@ -43,7 +46,9 @@ pub fn variants(call: &Call) -> Vec<Call> {
         call.iter().map(|arg| if arg.iter().all(u8::is_ascii_uppercase) { f(arg) } else { arg.clone() }).collect()
     };
     all.push(words(|arg| arg.to_ascii_lowercase()));
-    all.push(words(|arg| arg.iter().enumerate().map(|(i, b)| if i % 2 == 0 { b.to_ascii_lowercase() } else { *b }).collect()));
+    all.push(words(|arg| {
+        arg.iter().enumerate().map(|(i, b)| if i % 2 == 0 { b.to_ascii_lowercase() } else { *b }).collect()
+    }));
     all.push(call[..1].to_vec());
     for at in 1..n {
         let with = |arg: &[u8]| {
@@ -93,7 +98,18 @@ pub fn variants(call: &Call) -> Vec<Call> {
 fn blocks(name: &str) -> bool {
     matches!(
         name,
-        "BLPOP" | "BRPOP" | "BLMOVE" | "BRPOPLPUSH" | "BLMPOP" | "BZPOPMIN" | "BZPOPMAX" | "BZMPOP" | "XREAD" | "XREADGROUP" | "WAIT" | "TS.READ"
+        "BLPOP"
+            | "BRPOP"
+            | "BLMOVE"
+            | "BRPOPLPUSH"
+            | "BLMPOP"
+            | "BZPOPMIN"
+            | "BZPOPMAX"
+            | "BZMPOP"
+            | "XREAD"
+            | "XREADGROUP"
+            | "WAIT"
+            | "TS.READ"
     )
 }
 
@@ -103,14 +119,18 @@ fn hangs(name: &str, variant: &Call) -> bool {
         return false;
     }
     let word = |arg: &[u8], word: &str| arg.eq_ignore_ascii_case(word.as_bytes());
-    let whole = |arg: Option<&Vec<u8>>| arg.is_some_and(|arg| !arg.is_empty() && arg.iter().all(u8::is_ascii_digit) && arg.len() < 19);
+    let whole = |arg: Option<&Vec<u8>>| {
+        arg.is_some_and(|arg| !arg.is_empty() && arg.iter().all(u8::is_ascii_digit) && arg.len() < 19)
+    };
     match name {
         "XREAD" | "XREADGROUP" => {
             let block = variant.iter().position(|arg| word(arg, "BLOCK"));
             // The corpus blocks for 1 ms; anything else that reads as a number might be for ever.
             block.is_some_and(|at| whole(variant.get(at + 1)) && variant[at + 1] != b"1")
         }
-        "BLMPOP" | "BZMPOP" | "WAIT" | "TS.READ" => whole(variant.get(1)) || variant.get(1).is_some_and(|arg| arg == b"1.5"),
+        "BLMPOP" | "BZMPOP" | "WAIT" | "TS.READ" => {
+            whole(variant.get(1)) || variant.get(1).is_some_and(|arg| arg == b"1.5")
+        }
         _ => whole(variant.last()) || variant.last().is_some_and(|arg| arg == b"1.5"),
     }
 }

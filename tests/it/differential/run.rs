@@ -64,7 +64,9 @@ impl Pair {
 
     /// Sends the calls one by one.
     fn one_by_one(&mut self, how: &str, resp3: bool, calls: &[Call]) {
-        let replies = self.clients(resp3).map(|mut client| calls.iter().map(|call| client.call(&slices(call))).collect::<Vec<_>>());
+        let replies = self
+            .clients(resp3)
+            .map(|mut client| calls.iter().map(|call| client.call(&slices(call))).collect::<Vec<_>>());
         self.compare(how, calls, |i| corpus::rule(&calls[i]), [&replies[0], &replies[1]]);
         self.compare_keyspaces(how);
     }
@@ -84,8 +86,15 @@ impl Pair {
             let said = difference.split_once('\n').map_or(difference.as_str(), |(_, said)| said);
             kinds.entry(said).or_insert((0, difference)).0 += 1;
         }
-        let shown: Vec<String> = kinds.values().take(60).map(|(times, example)| format!("{times} x {example}")).collect();
-        assert!(kinds.is_empty(), "{} differences in {topic}, of {} kinds:\n{}", self.differences.len(), kinds.len(), shown.join("\n"));
+        let shown: Vec<String> =
+            kinds.values().take(60).map(|(times, example)| format!("{times} x {example}")).collect();
+        assert!(
+            kinds.is_empty(),
+            "{} differences in {topic}, of {} kinds:\n{}",
+            self.differences.len(),
+            kinds.len(),
+            shown.join("\n")
+        );
     }
 }
 
@@ -127,7 +136,11 @@ fn in_multi(pair: &mut Pair, version: &str, resp3: bool, calls: &[Call]) {
         let how = format!("{version} MULTI {way}");
         let replies = pair.clients(resp3).map(|mut client| {
             let bytes: Vec<u8> = exec.iter().flat_map(|call| command(call)).collect();
-            if at_once { client.pipeline(&bytes, exec.len()) } else { exec.iter().map(|call| client.call(&slices(call))).collect() }
+            if at_once {
+                client.pipeline(&bytes, exec.len())
+            } else {
+                exec.iter().map(|call| client.call(&slices(call))).collect()
+            }
         });
         let last = exec.len() - 1;
         pair.compare(&how, &exec, |_| Rule::Exact, [&replies[0][..last], &replies[1][..last]]);
@@ -198,7 +211,13 @@ fn malformed(topic: &str) {
             }
             let bytes: Vec<u8> = transactions.iter().flat_map(|call| command(call)).collect();
             let replies = pair.clients(false).map(|mut client| client.pipeline(&bytes, transactions.len()));
-            let ruled = |i: usize| if transactions[i] == whole(&["EXEC"]) { corpus::rule(&transactions[i - 1]) } else { corpus::rule(&transactions[i]) };
+            let ruled = |i: usize| {
+                if transactions[i] == whole(&["EXEC"]) {
+                    corpus::rule(&transactions[i - 1])
+                } else {
+                    corpus::rule(&transactions[i])
+                }
+            };
             pair.compare("RESP2, each in MULTI", &transactions, ruled, [&replies[0], &replies[1]]);
             pair.compare_keyspaces(&format!("in MULTI, variants of {}", say(wanted)));
         }
@@ -243,8 +262,11 @@ const ELSEWHERE: &[&str] = &[
 fn every_keyed_command_the_server_knows_is_called() {
     let server = Redis::start();
     let listed = call!(server.client(), "COMMAND", "LIST");
-    let known: BTreeSet<String> =
-        crate::support::value::Value::parse(&listed).kids.iter().map(|name| name.as_str().to_ascii_uppercase().replace('|', " ")).collect();
+    let known: BTreeSet<String> = crate::support::value::Value::parse(&listed)
+        .kids
+        .iter()
+        .map(|name| name.as_str().to_ascii_uppercase().replace('|', " "))
+        .collect();
     let rows = include_str!("../../../src/command/commands.tsv").lines().filter(|line| !line.starts_with('#'));
     let keyed: Vec<&str> = rows
         .filter(|row| row.split('\t').nth(10) == Some("keyed"))
@@ -254,7 +276,8 @@ fn every_keyed_command_the_server_knows_is_called() {
     let calls: Vec<Call> = TOPICS.iter().flat_map(|(topic, _)| corpus::scenes(topic)).flatten().collect();
     let session = corpus::parse(include_str!("../corpus/session.txt"));
     let covered: BTreeSet<String> = calls.iter().chain(session.iter().flatten()).map(corpus::name).collect();
-    let (told, missing): (Vec<&str>, Vec<&str>) = keyed.iter().partition(|name| covered.contains(**name) || ELSEWHERE.contains(name));
+    let (told, missing): (Vec<&str>, Vec<&str>) =
+        keyed.iter().partition(|name| covered.contains(**name) || ELSEWHERE.contains(name));
     let variants: usize = calls.iter().map(|call| mutate::variants(call).len()).sum();
     eprintln!(
         "{} keyed commands known to this server, {} compared, by {} well-formed calls and {variants} variants of them",

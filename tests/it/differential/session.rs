@@ -127,7 +127,9 @@ fn scan_walks_everything_once_and_nothing_else() {
             is!(upstream, ["SET", format!("other:{i}"), "v"], "+OK\r\n");
         }
     }
-    for options in [&["COUNT", "7"][..], &["MATCH", "key:1*"], &["MATCH", "nothing*", "COUNT", "500"], &["TYPE", "string"]] {
+    for options in
+        [&["COUNT", "7"][..], &["MATCH", "key:1*"], &["MATCH", "nothing*", "COUNT", "500"], &["TYPE", "string"]]
+    {
         let [a, b] = [&mut plain, &mut tenant].map(|client| {
             let (mut names, mut cursor) = (Vec::new(), b"0".to_vec());
             loop {

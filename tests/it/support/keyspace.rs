@@ -21,11 +21,17 @@ pub fn dump(client: &mut Client, prefix: &str, databases: u8) -> Keyspace {
     let mut all = Keyspace::new();
     for db in 0..databases {
         assert_eq!(client.call(&[b"SELECT", db.to_string().as_bytes()]), b"+OK\r\n");
-        let names: Vec<Vec<u8>> = Value::parse(&client.call(&[b"KEYS", b"*"])).kids.into_iter().map(|v| v.text).collect();
-        let asked: Vec<u8> = names.iter().flat_map(|name| [command(&[&b"TYPE"[..], name]), command(&[&b"PTTL"[..], name])].concat()).collect();
+        let names: Vec<Vec<u8>> =
+            Value::parse(&client.call(&[b"KEYS", b"*"])).kids.into_iter().map(|v| v.text).collect();
+        let asked: Vec<u8> = names
+            .iter()
+            .flat_map(|name| [command(&[&b"TYPE"[..], name]), command(&[&b"PTTL"[..], name])].concat())
+            .collect();
         let mut facts = client.pipeline(&asked, names.len() * 2).into_iter();
         for name in &names {
-            let own = name.strip_prefix(prefix.as_bytes()).unwrap_or_else(|| panic!("a key outside the namespace: {:?}", show(name)));
+            let own = name
+                .strip_prefix(prefix.as_bytes())
+                .unwrap_or_else(|| panic!("a key outside the namespace: {:?}", show(name)));
             let kind = Value::parse(&facts.next().unwrap()).as_str().to_owned();
             let expires = facts.next().unwrap() != b":-1\r\n";
             let value = value(client, &kind, name);
@@ -76,7 +82,9 @@ pub fn difference(left: &Keyspace, right: &Keyspace) -> Option<String> {
     for key in left.keys().chain(right.keys()) {
         let (a, b) = (left.get(key), right.get(key));
         if a != b {
-            let say = |entry: Option<&Entry>| entry.map_or("absent".to_owned(), |e| format!("{} {} expires={}", e.kind, show(&e.value), e.expires));
+            let say = |entry: Option<&Entry>| {
+                entry.map_or("absent".to_owned(), |e| format!("{} {} expires={}", e.kind, show(&e.value), e.expires))
+            };
             return Some(format!("key {key:?}: straight {}, through keyfence {}", say(a), say(b)));
         }
     }

@@ -22,7 +22,10 @@ pub struct Process {
 
 impl Process {
     /// Starts it; `command` must have piped the stream that `output` takes out of the child.
-    pub fn start<R: Read + Send + 'static>(command: &mut Command, output: impl FnOnce(&mut Child) -> Option<R>) -> Self {
+    pub fn start<R: Read + Send + 'static>(
+        command: &mut Command,
+        output: impl FnOnce(&mut Child) -> Option<R>,
+    ) -> Self {
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let log = Arc::new((Mutex::new(Log::default()), Condvar::new()));
         if let Some(stream) = output(&mut child) {
@@ -73,7 +76,8 @@ impl Process {
     /// A field of `/proc/PID/status` in KiB, such as `VmRSS` or `VmHWM`.
     pub fn memory(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_else(|| panic!("no {field} in\n{status}"));
+        let line =
+            status.lines().find(|line| line.starts_with(field)).unwrap_or_else(|| panic!("no {field} in\n{status}"));
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
@@ -91,7 +95,11 @@ impl Drop for Process {
         if thread::panicking() {
             let output = self.output();
             let end: Vec<&str> = output.lines().rev().take(20).collect();
-            eprintln!("--- end of the output of {}:\n{}", self.name, end.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "--- end of the output of {}:\n{}",
+                self.name,
+                end.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
         }
     }
 }

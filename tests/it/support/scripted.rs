@@ -69,7 +69,12 @@ impl Scripted {
 }
 
 /// One connection: its requests in order, each answered before the next is looked at.
-fn serve(mut stream: TcpStream, real: SocketAddr, act: &(dyn Fn(&Request) -> Act + Send + Sync), seen: &Mutex<Vec<Request>>) {
+fn serve(
+    mut stream: TcpStream,
+    real: SocketAddr,
+    act: &(dyn Fn(&Request) -> Act + Send + Sync),
+    seen: &Mutex<Vec<Request>>,
+) {
     let mut real = Client::connect(real);
     let mut input = Input { stream: stream.try_clone().unwrap(), buf: Vec::new(), pos: 0 };
     while let Some(request) = input.request() {

@@ -106,6 +106,11 @@ fn near(a: &Value, b: &Value) -> bool {
     let number = |v: &Value| (v.kind == b':').then(|| v.as_str().parse::<i64>().unwrap());
     match (number(a), number(b)) {
         (Some(x), Some(y)) => x == y || (x >= 0 && y >= 0 && x.abs_diff(y) <= 60_000),
-        _ => a.kind == b.kind && a.text == b.text && a.kids.len() == b.kids.len() && a.kids.iter().zip(&b.kids).all(|(a, b)| near(a, b)),
+        _ => {
+            a.kind == b.kind
+                && a.text == b.text
+                && a.kids.len() == b.kids.len()
+                && a.kids.iter().zip(&b.kids).all(|(a, b)| near(a, b))
+        }
     }
 }

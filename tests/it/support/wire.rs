@@ -106,7 +106,9 @@ impl Client {
                 self.buf.extend_from_slice(&chunk[..n]);
                 Ok(())
             }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => panic!("silence; got {:?}", show(&self.buf)),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                panic!("silence; got {:?}", show(&self.buf))
+            }
             Err(_) => Err("reset"),
         }
     }
