@@ -5,7 +5,7 @@ use redis::{Cmd, Value, aio::MultiplexedConnection};
 use super::{super::Target, WallError};
 use crate::{error::UpstreamError, upstream::control};
 
-/// Commands on their way at once: few enough that the upstream serves others between them.
+/// Most commands on their way at once, so that the upstream serves others between them.
 const BATCH: usize = 64;
 
 /// See the module.
