@@ -36,7 +36,10 @@ fn bad_settings_name_the_file_the_line_and_the_key() {
         ("\n[upstream]\nhots = \"x\"\n", &[":3: ", "upstream.hots", "host"]),
         ("workers = \"x\"\n", &[":1: ", "workers"]),
         ("key_prefix = \"a*\"\n", &[":1: ", "key_prefix", "'*'"]),
-        ("key_prefix = \"\"\nworkers = 1\n[upstream]\nsocket_timeout = \"5 parsecs\"\n", &[":4: ", "upstream.socket_timeout"]),
+        (
+            "key_prefix = \"\"\nworkers = 1\n[upstream]\nsocket_timeout = \"5 parsecs\"\n",
+            &[":4: ", "upstream.socket_timeout"],
+        ),
         ("workers = \n", &[":1: "]),
         ("[no_such_table]\nx = 1\n", &["no_such_table"]),
         ("client_output_limit = \"much\"\n", &[":1: ", "client_output_limit"]),
@@ -73,7 +76,8 @@ fn check_looks_at_the_upstream() {
     says(&["check"], &[("KEYFENCE_UPSTREAM__URL", &up)], 0, &[]);
     let down = format!("redis://{}", free_addr());
     says(&["check", "--upstream", &down], &[], 69, &["unreachable"]);
-    let password = settings(&format!("[upstream]\nurl = \"{}\"\n", down.replace("redis://", "redis://someone:s3cret@")));
+    let password =
+        settings(&format!("[upstream]\nurl = \"{}\"\n", down.replace("redis://", "redis://someone:s3cret@")));
     let output = keyfence(&["check", "--config", password.path().to_str().unwrap()], &[]);
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(!text.contains("s3cret"), "a secret was shown: {text}");
@@ -84,7 +88,10 @@ fn explain_needs_no_upstream() {
     let folder = [("KEYFENCE_UPSTREAM__URL", "redis://127.0.0.1:1")];
     for (words, said) in [
         (&["SET", "k", "v"][..], &["SET keyfence:k v"][..]),
-        (&["sort", "l", "BY", "w_*", "GET", "o_*", "STORE", "to"], &["keyfence:l BY keyfence:w_* GET keyfence:o_* STORE keyfence:to"]),
+        (
+            &["sort", "l", "BY", "w_*", "GET", "o_*", "STORE", "to"],
+            &["keyfence:l BY keyfence:w_* GET keyfence:o_* STORE keyfence:to"],
+        ),
         (&["XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">"], &["GROUP g c STREAMS keyfence:s"]),
         (&["CONFIG", "SET", "a", "b"], &["refused", "NOPERM"]),
         (&["NOSUCH", "x"], &["refused", "unknown command"]),

@@ -31,8 +31,11 @@ impl World {
 
     /// Runs a program; it must end well. Returns what it printed.
     fn run(&self, program: &mut Command) -> String {
-        program.env("KEYFENCE_HOST", self.fence.addr().ip().to_string()).env("KEYFENCE_PORT", self.fence.addr().port().to_string());
-        let output = program.output().unwrap_or_else(|e| panic!("{program:?}: {e}; `make test` installs the client libraries"));
+        program
+            .env("KEYFENCE_HOST", self.fence.addr().ip().to_string())
+            .env("KEYFENCE_PORT", self.fence.addr().port().to_string());
+        let output =
+            program.output().unwrap_or_else(|e| panic!("{program:?}: {e}; `make test` installs the client libraries"));
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success(), "{program:?}: {}\n{text}", output.status);
         text

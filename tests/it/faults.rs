@@ -16,7 +16,11 @@ fn until_back(client: &mut Client, args: &[&[u8]]) -> Vec<u8> {
         if !reply.starts_with(b"-UPSTREAM") {
             return reply;
         }
-        assert!(reply.starts_with(b"-UPSTREAM unreachable") || reply.starts_with(b"-UPSTREAM connection lost"), "{}", show(&reply));
+        assert!(
+            reply.starts_with(b"-UPSTREAM unreachable") || reply.starts_with(b"-UPSTREAM connection lost"),
+            "{}",
+            show(&reply)
+        );
     }
 }
 
@@ -64,7 +68,8 @@ fn what_was_answered_before_the_connection_broke_stays_answered() {
     let mut client = fence.client();
     let bytes: Vec<u8> = (0..10_000).flat_map(|i| command(&["SET", &format!("k{i}"), &format!("v{i}")])).collect();
     let replies = client.pipeline(&bytes, 10_000);
-    let set: HashSet<Vec<u8>> = upstream.seen().into_iter().filter(|request| request[0] == b"SET").map(|request| request[2].clone()).collect();
+    let set: HashSet<Vec<u8>> =
+        upstream.seen().into_iter().filter(|request| request[0] == b"SET").map(|request| request[2].clone()).collect();
     for (i, reply) in replies.iter().enumerate() {
         let reached = set.contains(format!("v{i}").as_bytes());
         match &reply[..] {
@@ -89,7 +94,14 @@ fn an_upstream_that_hangs_is_answered_for_in_time() {
     redis.signal("STOP");
     is!(client, ["GET", "k"], "-UPSTREAM timed out after 300ms\r\n");
     // In order, with local answers between.
-    let bytes = [command(&["GET", "k"]), command(&["PING"]), command(&["KEYS", "*"]), command(&["ECHO", "x"]), command(&["MULTI"])].concat();
+    let bytes = [
+        command(&["GET", "k"]),
+        command(&["PING"]),
+        command(&["KEYS", "*"]),
+        command(&["ECHO", "x"]),
+        command(&["MULTI"]),
+    ]
+    .concat();
     let replies = client.pipeline(&bytes, 5);
     assert!(replies[0].starts_with(b"-UPSTREAM "), "{}", show(&replies[0]));
     assert_eq!(replies[1], b"+PONG\r\n");
@@ -135,7 +147,16 @@ fn the_upstream_comes_up_after_keyfence() {
     let mut client = fence.client();
     let reply = call!(client, "GET", "k");
     assert!(reply.starts_with(b"-UPSTREAM unreachable: "), "{}", show(&reply));
-    for args in [&["SET", "k", "v"][..], &["KEYS", "*"], &["DBSIZE"], &["FLUSHDB"], &["SCAN", "0"], &["RANDOMKEY"], &["BLPOP", "l", "0"], &["WATCH", "k"]] {
+    for args in [
+        &["SET", "k", "v"][..],
+        &["KEYS", "*"],
+        &["DBSIZE"],
+        &["FLUSHDB"],
+        &["SCAN", "0"],
+        &["RANDOMKEY"],
+        &["BLPOP", "l", "0"],
+        &["WATCH", "k"],
+    ] {
         let args: Vec<&[u8]> = args.iter().map(|arg| arg.as_bytes()).collect();
         let reply = client.call(&args);
         assert!(reply.starts_with(b"-UPSTREAM "), "{}: {}", show(args[0]), show(&reply));

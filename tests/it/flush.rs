@@ -38,7 +38,8 @@ fn own_keys_among_foreign_ones() {
     while tenant.call(&[b"DBSIZE"]) != b":0\r\n" {}
     is!(upstream, ["DBSIZE"], ":20000\r\n");
     for name in foreign {
-        let bytes: Vec<u8> = (0..4000).flat_map(|i| command(&[&b"GET"[..], &[name, i.to_string().as_bytes()].concat()])).collect();
+        let bytes: Vec<u8> =
+            (0..4000).flat_map(|i| command(&[&b"GET"[..], &[name, i.to_string().as_bytes()].concat()])).collect();
         for (i, value) in upstream.pipeline(&bytes, 4000).into_iter().enumerate() {
             assert_eq!(value, bulk([name, i.to_string().as_bytes()].concat()));
         }

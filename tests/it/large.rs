@@ -138,10 +138,16 @@ fn large_values_in_every_shape() {
     is!(client, ["RPUSH", "q", value], "+QUEUED\r\n");
     is!(client, ["LMPOP", "1", "q", "LEFT"], "+QUEUED\r\n");
     let done = client.call(&[b"EXEC"]);
-    assert!(done == [b"*4\r\n+OK\r\n".to_vec(), bulk(&value), b":1\r\n*2\r\n$1\r\nq\r\n*1\r\n".to_vec(), bulk(&value)].concat());
+    assert!(
+        done == [b"*4\r\n+OK\r\n".to_vec(), bulk(&value), b":1\r\n*2\r\n$1\r\nq\r\n*1\r\n".to_vec(), bulk(&value)]
+            .concat()
+    );
     assert!(client.call(&[b"ECHO", &value]) == bulk(&value));
     is!(client, ["MSET", "a", value, "b", "small", "c", value], "+OK\r\n");
-    assert!(client.call(&[b"MGET", b"a", b"b", b"c"]) == [b"*3\r\n".to_vec(), bulk(&value), bulk("small"), bulk(&value)].concat());
+    assert!(
+        client.call(&[b"MGET", b"a", b"b", b"c"])
+            == [b"*3\r\n".to_vec(), bulk(&value), bulk("small"), bulk(&value)].concat()
+    );
     is!(client, ["XADD", "s", "1-1", "f", value], bulk("1-1"));
     let read = client.call(&[b"XREAD", b"STREAMS", b"s", b"0"]);
     let want = [b"*1\r\n*2\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\nf\r\n".to_vec(), bulk(&value)].concat();

@@ -18,20 +18,25 @@ fn call(row: &Row, name: &[u8]) -> (Request, Vec<usize>) {
     let step = specs.iter().find_map(|spec| spec.split_once("..-")?.1.split_once('/')?.1.parse().ok()).unwrap_or(1);
     let first = specs.iter().find_map(|spec| spec.split_once("..-")?.0.parse::<usize>().ok()).unwrap_or(1);
     // Long enough for two rounds of a range, and for what an option-less call needs.
-    let length = if tail { (first + 2 * step).max(least) + usize::from(specs.iter().any(|spec| spec.ends_with("..-2"))) } else { least };
+    let length = if tail {
+        (first + 2 * step).max(least) + usize::from(specs.iter().any(|spec| spec.ends_with("..-2")))
+    } else {
+        least
+    };
     args.resize(length, b"1".to_vec());
     for spec in specs {
         let words: Vec<&str> = spec.split(' ').collect();
         match words[..] {
             [range] if range.starts_with("numkeys@") => {
-                let (at, step) = range["numkeys@".len()..].split_once('/').unwrap_or((&range["numkeys@".len()..], "1"));
+                let range = range.trim_start_matches("numkeys@");
+                let (at, step) = range.split_once('/').unwrap_or((range, "1"));
                 let (at, step): (usize, usize) = (at.parse().unwrap(), step.parse().unwrap());
                 args[at] = b"2".to_vec();
                 args.resize(args.len().max(at + 1 + 2 * step), b"1".to_vec());
                 names.extend([at + 1, at + 1 + step]);
             }
             [streams] if streams.starts_with("streams@") => {
-                let at: usize = streams["streams@".len()..].parse().unwrap();
+                let at: usize = streams.trim_start_matches("streams@").parse().unwrap();
                 args.truncate(at);
                 if row.name == "XREADGROUP" {
                     args.extend([b"GROUP".to_vec(), b"g".to_vec(), b"c".to_vec()]);
@@ -61,7 +66,11 @@ fn call(row: &Row, name: &[u8]) -> (Request, Vec<usize>) {
     let needed = names.iter().max().map_or(0, |at| at + 1);
     args.resize(args.len().max(needed), b"1".to_vec());
     for &at in &names {
-        args[at] = if row.specs.contains("sortpat") && at > 1 && args[at - 1] != b"STORE" { [name, b"*"].concat() } else { name.to_vec() };
+        args[at] = if row.specs.contains("sortpat") && at > 1 && args[at - 1] != b"STORE" {
+            [name, b"*"].concat()
+        } else {
+            name.to_vec()
+        };
     }
     match row.name {
         // Options in the places where the grammar wants them.
@@ -85,7 +94,19 @@ fn no_name_reaches_the_upstream_without_the_prefix() {
     let redis = Redis::start();
     let upstream = Scripted::start(redis.addr(), |request| {
         // What keyfence asks for itself is answered by the server, everything else with a word.
-        let own = [&b"HELLO"[..], b"AUTH", b"SELECT", b"CLIENT", b"INFO", b"ACL", b"CONFIG", b"PING", b"SCRIPT", b"UNWATCH", b"DISCARD"];
+        let own = [
+            &b"HELLO"[..],
+            b"AUTH",
+            b"SELECT",
+            b"CLIENT",
+            b"INFO",
+            b"ACL",
+            b"CONFIG",
+            b"PING",
+            b"SCRIPT",
+            b"UNWATCH",
+            b"DISCARD",
+        ];
         match &request[0][..] {
             // A server that does not say what it knows is taken to know everything.
             b"COMMAND" => Act::Reply(b"-ERR no\r\n".to_vec()),
@@ -105,9 +126,15 @@ fn no_name_reaches_the_upstream_without_the_prefix() {
             client.send(&command(&args));
             let reply = client.try_reply().unwrap_or_default();
             calls += 1;
-            let sent: Vec<Request> = upstream.seen().split_off(before).into_iter().filter(|sent| sent[0] == args[0]).collect();
+            let sent: Vec<Request> =
+                upstream.seen().split_off(before).into_iter().filter(|sent| sent[0] == args[0]).collect();
             let [sent] = &sent[..] else {
-                failures.push(format!("{} reached the upstream {} times; answered {}", say(&args), sent.len(), show(&reply)));
+                failures.push(format!(
+                    "{} reached the upstream {} times; answered {}",
+                    say(&args),
+                    sent.len(),
+                    show(&reply)
+                ));
                 continue;
             };
             let want: Request = (0..args.len())
@@ -140,13 +167,22 @@ fn what_is_not_served_never_reaches_the_upstream() {
         args.resize(marks, b"never-upstream");
         let mut client = fence.client();
         let reply = client.call(&args);
-        assert!(reply.starts_with(b"-NOPERM User default has no permissions to run the '") || reply.starts_with(b"-ERR "), "{}: {}", row.name, show(&reply));
+        assert!(
+            reply.starts_with(b"-NOPERM User default has no permissions to run the '") || reply.starts_with(b"-ERR "),
+            "{}: {}",
+            row.name,
+            show(&reply)
+        );
         crate::is!(client, ["PING"], "+PONG\r\n");
         refused += 1;
     }
     eprintln!("{refused} rows refused");
-    let leaked: Vec<String> =
-        upstream.seen().iter().filter(|request| request.iter().any(|arg| arg.windows(14).any(|w| w == b"never-upstream"))).map(say).collect();
+    let leaked: Vec<String> = upstream
+        .seen()
+        .iter()
+        .filter(|request| request.iter().any(|arg| arg.windows(14).any(|w| w == b"never-upstream")))
+        .map(say)
+        .collect();
     assert!(leaked.is_empty(), "{leaked:?}");
 }
 

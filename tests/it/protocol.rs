@@ -1,9 +1,9 @@
 //! What clients may send: well-formed, odd and hostile bytes. The threats T1 to T12 of the isolation notes, each by its number.
 //!
 //! Where plain Redis is right, its bytes are the expectation; where it is lax, the text says what is wanted instead.
+use crate::is;
 use crate::support::wire::{bulk, command, show};
 use crate::support::{Client, Fence, Redis, target_is_plain};
-use crate::is;
 
 mod hostile;
 
@@ -35,7 +35,12 @@ impl World {
     /// keyfence must refuse `bytes` with a protocol error and close, and not carry out the PING behind them.
     fn refused(&self, bytes: &[u8]) {
         let answer = self.answer(&[bytes, b"\r\nPING\r\n"].concat());
-        assert!(answer.is_empty() || answer.starts_with(b"-ERR Protocol error"), "sent {}, got {}", show(bytes), show(&answer));
+        assert!(
+            answer.is_empty() || answer.starts_with(b"-ERR Protocol error"),
+            "sent {}, got {}",
+            show(bytes),
+            show(&answer)
+        );
         assert!(!show(&answer).contains("PONG"), "sent {}, got {}", show(bytes), show(&answer));
     }
 }
@@ -198,7 +203,10 @@ fn t7_a_refusal_is_answered_in_its_place() {
         assert_eq!(show(&five[0]), "+OK\\r\\n");
         if !target_is_plain() {
             assert_eq!(show(&five[1]), "-NOPERM User default has no permissions to run the \\'debug\\' command\\r\\n");
-            assert_eq!(show(&five[2]), "-NOPERM User default has no permissions to run the \\'config|set\\' command\\r\\n");
+            assert_eq!(
+                show(&five[2]),
+                "-NOPERM User default has no permissions to run the \\'config|set\\' command\\r\\n"
+            );
         }
         assert_eq!(show(&five[3]), "-ERR unknown command \\'NOSUCH\\', with args beginning with: \\r\\n");
         assert_eq!(five[4], bulk(i.to_string()));
@@ -222,7 +230,10 @@ fn t8_one_byte_at_a_time() {
         client.send(&[byte]);
     }
     let replies: Vec<u8> = (0..6).flat_map(|_| client.reply()).collect();
-    assert_eq!(show(&replies), show(b"+OK\r\n$5\r\nvalue\r\n$6\r\ninline\r\n*1\r\n$3\r\nkey\r\n:1\r\n*2\r\n$1\r\nl\r\n$1\r\na\r\n"));
+    assert_eq!(
+        show(&replies),
+        show(b"+OK\r\n$5\r\nvalue\r\n$6\r\ninline\r\n*1\r\n$3\r\nkey\r\n:1\r\n*2\r\n$1\r\nl\r\n$1\r\na\r\n")
+    );
 }
 
 #[test]
@@ -253,7 +264,11 @@ fn t9_web_requests_are_cut_off() {
     let world = World::new();
     // Redis carries out what stands before the Host line.
     let answer = world.answer(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nSET k v\r\n");
-    assert!(answer.is_empty() || answer == b"-ERR wrong number of arguments for 'get' command\r\n", "{}", show(&answer));
+    assert!(
+        answer.is_empty() || answer == b"-ERR wrong number of arguments for 'get' command\r\n",
+        "{}",
+        show(&answer)
+    );
     for bytes in [
         &b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\nSET k v\r\n"[..],
         b"post / HTTP/1.1\r\nX: y\r\n\r\nSET k v\r\n",

@@ -10,7 +10,9 @@ use crate::support::wire::{command, show};
 impl World {
     fn cli(&self, args: &[&str]) -> String {
         let addr = self.fence.addr();
-        self.run(Command::new("redis-cli").args(["-h", &addr.ip().to_string(), "-p", &addr.port().to_string()]).args(args))
+        self.run(
+            Command::new("redis-cli").args(["-h", &addr.ip().to_string(), "-p", &addr.port().to_string()]).args(args),
+        )
     }
 
     /// Feeds `input` to redis-cli.
@@ -33,7 +35,11 @@ impl World {
 
     fn benchmark(&self, args: &[&str]) -> String {
         let addr = self.fence.addr();
-        let text = self.run(Command::new("redis-benchmark").args(["-h", &addr.ip().to_string(), "-p", &addr.port().to_string(), "-q"]).args(args));
+        let text = self.run(
+            Command::new("redis-benchmark")
+                .args(["-h", &addr.ip().to_string(), "-p", &addr.port().to_string(), "-q"])
+                .args(args),
+        );
         assert!(!text.contains("Error") && !text.contains("-ERR") && !text.contains("NOPERM"), "{text}");
         text
     }
@@ -98,7 +104,18 @@ fn redis_cli_pipe() {
 fn redis_benchmark() {
     let world = World::new();
     let report = world.benchmark(&["-n", "2000"]);
-    for test in ["PING_INLINE: ", "SET: ", "GET: ", "INCR: ", "LPUSH: ", "SPOP: ", "ZADD: ", "ZPOPMIN: ", "LRANGE_600 (first 600 elements): ", "MSET (10 keys): "] {
+    for test in [
+        "PING_INLINE: ",
+        "SET: ",
+        "GET: ",
+        "INCR: ",
+        "LPUSH: ",
+        "SPOP: ",
+        "ZADD: ",
+        "ZPOPMIN: ",
+        "LRANGE_600 (first 600 elements): ",
+        "MSET (10 keys): ",
+    ] {
         assert!(report.contains(test), "{test} in {report}");
     }
     world.benchmark(&["-n", "20000", "-P", "16", "-t", "set,get,incr,lpush,lpop,sadd,hset,zadd,mset"]);
@@ -106,7 +123,10 @@ fn redis_benchmark() {
     world.benchmark(&["-n", "20000", "-c", "100", "-P", "64", "-r", "1000", "-d", "4096", "-t", "set,get"]);
     world.benchmark(&["-n", "5000", "-3", "-t", "set,get,zadd"]);
     let keys = call!(world.redis.client(), "KEYS", "*");
-    let outside = show(&keys).split("\\r\\n").filter(|word| word.contains(':') && !word.contains("keyfence:") && !word.contains("foreign:")).count();
+    let outside = show(&keys)
+        .split("\\r\\n")
+        .filter(|word| word.contains(':') && !word.contains("keyfence:") && !word.contains("foreign:"))
+        .count();
     assert!(outside == 0 || world.fence.process().is_none(), "{}", show(&keys));
     world.foreign_keys_are_untouched();
 }

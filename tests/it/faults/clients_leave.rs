@@ -90,7 +90,8 @@ fn no_reply_ever_reaches_another_client() {
                     dice ^= dice << 17;
                     dice % sides
                 };
-                let value = |i: u64| format!("value {i} of {tag} {}", "x".repeat(usize::try_from(i % 40 * 50).unwrap()));
+                let value =
+                    |i: u64| format!("value {i} of {tag} {}", "x".repeat(usize::try_from(i % 40 * 50).unwrap()));
                 let mut sets = fence.client();
                 for i in 0..100 {
                     is!(sets, ["SET", format!("{tag}:{i}"), value(i)], "+OK\r\n");
@@ -103,12 +104,14 @@ fn no_reply_ever_reaches_another_client() {
                         let key = format!("{tag}:{i}");
                         match i % 10 {
                             0 => bytes.extend(command(&["BLPOP", &format!("empty {tag}"), &key, "0"])),
-                            1 => bytes.extend([command(&["MULTI"]), command(&["GET", &key]), command(&["EXEC"])].concat()),
+                            1 => bytes
+                                .extend([command(&["MULTI"]), command(&["GET", &key]), command(&["EXEC"])].concat()),
                             _ => bytes.extend(command(&["GET", &key])),
                         }
                     }
                     // Some leave in the middle of a request, some before reading, some after some of the replies.
-                    let cut = if roll(3) == 0 { usize::try_from(roll(bytes.len() as u64 + 1)).unwrap() } else { bytes.len() };
+                    let cut =
+                        if roll(3) == 0 { usize::try_from(roll(bytes.len() as u64 + 1)).unwrap() } else { bytes.len() };
                     client.send_lossy(&bytes[..cut]);
                     let read = if cut == bytes.len() { roll(asked.len() as u64 + 1) } else { 0 };
                     for i in asked.iter().take(usize::try_from(read).unwrap()) {

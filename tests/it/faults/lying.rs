@@ -33,11 +33,26 @@ fn goes_on(fence: &Fence) {
 
 #[test]
 fn what_is_no_reply_is_not_passed_on() {
-    for lie in [&b"garbage\r\n"[..], b"\0\0\0\0\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$x\r\n", b"$-2\r\n", b"*-5\r\n", b"$5\r\nabcdefgh\r\n", b"$?\r\n", b"*?\r\n"] {
+    for lie in [
+        &b"garbage\r\n"[..],
+        b"\0\0\0\0\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"$x\r\n",
+        b"$-2\r\n",
+        b"*-5\r\n",
+        b"$5\r\nabcdefgh\r\n",
+        b"$?\r\n",
+        b"*?\r\n",
+    ] {
         let (_redis, _upstream, fence) = with_lie(lie.to_vec(), false);
         let mut client = fence.client();
         let reply = client.try_reply_to(&["GET", "lie"]);
-        assert!(reply.as_ref().is_none_or(|reply| reply.starts_with(b"-UPSTREAM ")), "{}: {:?}", show(lie), reply.map(|r| show(&r)));
+        assert!(
+            reply.as_ref().is_none_or(|reply| reply.starts_with(b"-UPSTREAM ")),
+            "{}: {:?}",
+            show(lie),
+            reply.map(|r| show(&r))
+        );
         goes_on(&fence);
     }
 }
@@ -59,16 +74,26 @@ fn half_a_reply_is_not_passed_on_as_a_whole_one() {
     let mut client = fence.client();
     client.send(&crate::support::wire::command(&["GET", "lie"]));
     let got = client.read_to_end();
-    assert!(got.starts_with(b"$10000000\r\nxxx") && got.len() < 10_000_000 || got == b"-UPSTREAM connection lost\r\n", "{} bytes", got.len());
+    assert!(
+        got.starts_with(b"$10000000\r\nxxx") && got.len() < 10_000_000 || got == b"-UPSTREAM connection lost\r\n",
+        "{} bytes",
+        got.len()
+    );
     goes_on(&fence);
 }
 
 #[test]
 fn a_reply_nobody_asked_for_reaches_nobody() {
-    for extra in [&b"+EXTRA\r\n"[..], b"$5\r\nEXTRA\r\n", b">2\r\n$5\r\nEXTRA\r\n:1\r\n", b"-EXTRA\r\n", b"*1\r\n+EXTRA\r\n"] {
+    for extra in
+        [&b"+EXTRA\r\n"[..], b"$5\r\nEXTRA\r\n", b">2\r\n$5\r\nEXTRA\r\n:1\r\n", b"-EXTRA\r\n", b"*1\r\n+EXTRA\r\n"]
+    {
         let redis = Redis::start();
         let upstream = Scripted::start(redis.addr(), move |request| {
-            if request.last().is_some_and(|key| key.ends_with(b"lie")) { Act::ForwardAnd(extra.to_vec()) } else { Act::Forward }
+            if request.last().is_some_and(|key| key.ends_with(b"lie")) {
+                Act::ForwardAnd(extra.to_vec())
+            } else {
+                Act::Forward
+            }
         });
         let fence = Fence::start_at(upstream.addr(), "");
         let [mut first, mut second] = [(); 2].map(|()| fence.client());
@@ -86,7 +111,12 @@ fn a_reply_nobody_asked_for_reaches_nobody() {
 #[test]
 fn depth_and_size_are_bounded() {
     let nested = [b"*1\r\n".repeat(200_000), b":1\r\n".to_vec()].concat();
-    for (lie, close) in [(nested, false), (b"*2147483647\r\n".to_vec(), true), (b"$9223372036854775807\r\n".to_vec(), true), (b"*1000000000\r\n$1\r\na\r\n".to_vec(), true)] {
+    for (lie, close) in [
+        (nested, false),
+        (b"*2147483647\r\n".to_vec(), true),
+        (b"$9223372036854775807\r\n".to_vec(), true),
+        (b"*1000000000\r\n$1\r\na\r\n".to_vec(), true),
+    ] {
         let (_redis, _upstream, fence) = with_lie(lie.clone(), close);
         let before = fence.process().map(|process| process.memory("VmRSS"));
         let mut client = fence.client();
@@ -127,7 +157,8 @@ fn a_name_without_the_prefix_is_never_shown() {
         let lied_about = args[0];
         let upstream = Scripted::start(redis.addr(), move |request| {
             let asked = &request[0];
-            let scoped = ["KEYS", "SCAN", "RANDOMKEY"].contains(&lied_about) && [&b"KEYS"[..], b"SCAN", b"RANDOMKEY"].contains(&&asked[..]);
+            let scoped = ["KEYS", "SCAN", "RANDOMKEY"].contains(&lied_about)
+                && [&b"KEYS"[..], b"SCAN", b"RANDOMKEY"].contains(&&asked[..]);
             if scoped && asked != b"RANDOMKEY" && lied_about != "KEYS" || scoped && asked == b"SCAN" {
                 return Act::Reply([b"*2\r\n$1\r\n0\r\n*1\r\n".to_vec(), bulk(b"other-tenant:secret")].concat());
             }

@@ -2,8 +2,8 @@
 use std::thread;
 
 use super::World;
-use crate::support::{Client, PATIENCE};
 use crate::support::wire::{bulk, command};
+use crate::support::{Client, PATIENCE};
 use crate::{call, is};
 
 /// What the process may grow by, in KiB, while a client misbehaves: its output limit of 64 MiB and some room.
@@ -60,7 +60,12 @@ fn a_gigabyte_declared_before_one_byte_comes() {
     let world = World::new();
     let mut kept: Vec<Client> = Vec::new();
     world.unharmed(16 << 10, || {
-        for declared in ["*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870912\r\n", "*1048576\r\n", "*3\r\n$3\r\nSET\r\n$536870000\r\nabc", "*2\r\n$536870912\r\n"] {
+        for declared in [
+            "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870912\r\n",
+            "*1048576\r\n",
+            "*3\r\n$3\r\nSET\r\n$536870000\r\nabc",
+            "*2\r\n$536870912\r\n",
+        ] {
             for _ in 0..50 {
                 let mut client = world.fence.client();
                 // The answer to the PING shows that what came with it has been read.
@@ -137,7 +142,16 @@ fn deep_pipelines_are_answered_in_order() {
     let mut bytes = Vec::new();
     for i in 0..200 {
         let i = i.to_string();
-        for words in [&["RPUSH", "l", &i][..], &["BLPOP", "l", "0"], &["MULTI"], &["SET", "k", &i], &["GET", "k"], &["EXEC"], &["KEYS", "k"], &["ECHO", &i]] {
+        for words in [
+            &["RPUSH", "l", &i][..],
+            &["BLPOP", "l", "0"],
+            &["MULTI"],
+            &["SET", "k", &i],
+            &["GET", "k"],
+            &["EXEC"],
+            &["KEYS", "k"],
+            &["ECHO", &i],
+        ] {
             bytes.extend(command(words));
         }
     }

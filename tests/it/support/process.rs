@@ -14,7 +14,7 @@ struct Log {
 }
 
 /// A running child.
-pub struct Process {
+pub(crate) struct Process {
     name: String,
     child: Child,
     log: Arc<(Mutex<Log>, Condvar)>,
@@ -22,7 +22,10 @@ pub struct Process {
 
 impl Process {
     /// Starts it; `command` must have piped the stream that `output` takes out of the child.
-    pub fn start<R: Read + Send + 'static>(command: &mut Command, output: impl FnOnce(&mut Child) -> Option<R>) -> Self {
+    pub(crate) fn start<R: Read + Send + 'static>(
+        command: &mut Command,
+        output: impl FnOnce(&mut Child) -> Option<R>,
+    ) -> Self {
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let log = Arc::new((Mutex::new(Log::default()), Condvar::new()));
         if let Some(stream) = output(&mut child) {
@@ -41,7 +44,7 @@ impl Process {
     }
 
     /// Waits for an output line for which `wanted` holds; panics with the whole output if the child ends first.
-    pub fn wait_for_line(&self, wanted: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn wait_for_line(&self, wanted: impl Fn(&str) -> bool) -> String {
         let (lock, changed) = &*self.log;
         let log = lock.lock().unwrap();
         let found = |log: &Log| log.lines.iter().find(|line| wanted(line)).cloned();
@@ -50,35 +53,31 @@ impl Process {
     }
 
     /// Everything it has written so far.
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         self.log.0.lock().unwrap().lines.join("\n")
     }
 
     /// Its process id.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it still runs.
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-
     /// SIGKILL, and waits until it is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// A field of `/proc/PID/status` in KiB, such as `VmRSS` or `VmHWM`.
-    pub fn memory(&self, field: &str) -> u64 {
+    pub(crate) fn memory(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_else(|| panic!("no {field} in\n{status}"));
+        let line =
+            status.lines().find(|line| line.starts_with(field)).unwrap_or_else(|| panic!("no {field} in\n{status}"));
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// Starts `VmHWM` again from the present size.
-    pub fn reset_peak(&self) {
+    pub(crate) fn reset_peak(&self) {
         std::fs::write(format!("/proc/{}/clear_refs", self.id()), "5").unwrap();
     }
 }
@@ -91,7 +90,11 @@ impl Drop for Process {
         if thread::panicking() {
             let output = self.output();
             let end: Vec<&str> = output.lines().rev().take(20).collect();
-            eprintln!("--- end of the output of {}:\n{}", self.name, end.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "--- end of the output of {}:\n{}",
+                self.name,
+                end.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
         }
     }
 }
