@@ -9,27 +9,35 @@
 //! Only commands whose names stand at places known before the arguments arrive can be sent so (`command::fixed_slot`). Others are held up
 //! to [`MAX_HELD`]. A request that is refused is read to its end without being kept: the connection stays in sync.
 
-use std::rc::Rc;
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::time::{Duration, Instant};
 
 use crate::{
-    command::{self, Args, Class, Lookup, Row, Span},
+    command::{self, Args, Class, ConnNeed, Lookup, Row, Span},
     error::UpstreamError,
     proxy,
     resp::{
         self,
         request::{self, Broken, Header, Limits, MAX_BULK, Progress},
     },
-    session::{Flow, Session, Until},
+    session::{Flow, HELD, Session, Until},
+    tenant::Tenant,
     transaction,
     upstream::{Conn, Owed},
 };
 
 /// Most bytes held of a request whose names can only be found when all of it is there.
 const MAX_HELD: usize = 16 * 1024 * 1024;
-/// A client that sends nothing for this long in the middle of a large request is disconnected: it holds an upstream connection.
-const STALLED: Duration = Duration::from_secs(60);
+/// A client must send [`PACE`] bytes of a large request within this, again and again, or is disconnected: it holds an upstream connection.
+const STALLED: Duration = Duration::from_secs(15);
+const PACE: usize = 64 * 1024;
+/// Most bytes that all large requests of one tenant may have declared at once: an upstream makes room for what is declared.
+const DECLARED: u64 = 2 * MAX_BULK;
 
 /// Where the arguments go.
 enum Sink {
@@ -38,7 +46,7 @@ enum Sink {
         row: &'static Row,
     },
     /// Nowhere; afterwards this is answered.
-    Refused(String),
+    Refused(Vec<u8>),
 }
 
 /// Takes the request at the start of what is held: `false` when the connection must end.
@@ -52,13 +60,23 @@ pub async fn pass(s: &mut Session) -> bool {
     {
         return false;
     }
+    s.begin_command();
     let (held, spans, progress) = s.take_partial();
     let sink = match choose(s, &held, &spans, &progress) {
         Choice::Sink(sink) => sink,
         Choice::Hold => return hold(s, held, spans, progress).await,
     };
     let argc = progress.argc as usize;
-    let mut request = Request { argc, prefix: Rc::clone(&s.prefix), at: 0, numkeys: None, digits: Vec::new(), sink };
+    let mut request = Request {
+        argc,
+        tenant: Arc::clone(&s.tenant),
+        prefix: Rc::clone(&s.prefix),
+        reserved: Cell::new(0),
+        at: 0,
+        numkeys: None,
+        digits: Vec::new(),
+        sink,
+    };
     if let Some((conn, _)) = request.upstream() {
         conn.send(|out| resp::put_header(out, b'*', argc as u64));
     }
@@ -70,7 +88,9 @@ pub async fn pass(s: &mut Session) -> bool {
     match passed {
         Ok(rest) => {
             s.give_back(rest);
-            finish(s, request.sink).await
+            let sink = std::mem::replace(&mut request.sink, Sink::Refused(Vec::new()));
+            drop(request);
+            finish(s, sink).await
         }
         Err(None) => {
             abandon(s);
@@ -78,8 +98,7 @@ pub async fn pass(s: &mut Session) -> bool {
         }
         Err(Some(text)) => {
             abandon(s);
-            s.down.append(|out| resp::put_error(out, format!("ERR Protocol error: {text}").as_bytes()));
-            s.down.flush();
+            s.last_word = Some(format!("ERR Protocol error: {text}"));
             false
         }
     }
@@ -89,7 +108,7 @@ pub async fn pass(s: &mut Session) -> bool {
 fn abandon(s: &mut Session) {
     if let Some(own) = s.own.take() {
         own.taint();
-        s.worker.pool.release(own);
+        s.reach.pool.release(Rc::clone(own.conn()));
     }
 }
 
@@ -102,7 +121,10 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     transaction::notice_lost(s);
     proxy::settle_select(s);
     let argc = progress.argc as usize;
-    let refused = |text: String| Choice::Sink(Sink::Refused(text));
+    let most = s.tenant.limits.value_size.load(Ordering::Relaxed);
+    fn refused(text: impl Into<Vec<u8>>) -> Choice {
+        Choice::Sink(Sink::Refused(text.into()))
+    }
     if spans.is_empty() {
         // The command word itself is too long for any command; what there is of it is quoted.
         let word = &held[progress.pos..];
@@ -112,6 +134,9 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         )));
     }
     let args = Args::new(held, spans);
+    if let Some(len) = spans.iter().map(|(_, len)| u64::from(*len)).chain(progress.bulk).find(|len| *len > most) {
+        return refused(proxy::too_large(&s.tenant, len));
+    }
     let row = match command::lookup(&args) {
         // The subcommand may not have arrived.
         Lookup::Found(row) if row.is_container() && argc > 1 => return Choice::Hold,
@@ -122,7 +147,10 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     if !row.arity_ok(argc) {
         return refused(row.arity_error());
     }
-    if !row.served() || matches!(row.class, Class::Denied | Class::Script) {
+    if !s.logged_in {
+        return refused(proxy::NO_AUTH);
+    }
+    if !s.tenant.permitted.has(row) || matches!(row.class, Class::Denied | Class::Script) {
         return refused(format!(
             "NOPERM User {} has no permissions to run the '{}' command",
             s.tenant.name,
@@ -135,9 +163,12 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     {
         return Choice::Hold;
     }
-    // What the path would do before it forwards; inside a transaction the connection is dedicated already.
-    if row.class == Class::Keyless || command::is_blocking(row, &args) {
+    // What changes a session's state, or waits, takes the ordinary path.
+    if row.class == Class::Keyless || row.conn != ConnNeed::Any {
         return Choice::Hold;
+    }
+    if !s.facts(|f| f.has(row)) {
+        return refused(command::unknown_command_error(&args));
     }
     if let command::Keys::Range { first, step, .. } = row.keys
         && step > 1
@@ -152,7 +183,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         return refused(error.to_line());
     }
     match &s.own {
-        Some(conn) => Choice::Sink(Sink::Upstream { conn: Rc::clone(conn), row }),
+        Some(own) => Choice::Sink(Sink::Upstream { conn: Rc::clone(own.conn()), row }),
         None => Choice::Hold,
     }
 }
@@ -170,8 +201,7 @@ async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut prog
             }
             request::Parsed::Incomplete => {
                 let text = format!("ERR Protocol error: a request of this kind may have {MAX_HELD} bytes at the most");
-                s.down.append(|out| resp::put_error(out, text.as_bytes()));
-                s.down.flush();
+                s.last_word = Some(text);
                 return false;
             }
             request::Parsed::Command(n) => {
@@ -187,6 +217,7 @@ async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut prog
                         }
                         Flow::After(until) => s.wait(until).await,
                         Flow::Run(job) => crate::scoped::run(s, job).await,
+                        Flow::Login(attempt) => crate::login::run(s, attempt).await,
                         Flow::Quit => false,
                     };
                     if !alive {
@@ -212,12 +243,14 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
     match sink {
         Sink::Refused(text) => {
             s.refuse(text);
+            s.end_command();
             s.down.flush();
             true
         }
         Sink::Upstream { conn, row } if conn.dead() => {
             tracing::debug!(command = row.name, "upstream connection lost in the middle of a request");
             s.refuse(UpstreamError::Lost.to_line());
+            s.end_command();
             s.down.flush();
             true
         }
@@ -232,6 +265,7 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
                 let rule = proxy::rule(s, row, &Args::new(&[], &[]));
                 transaction::queued(s, rule);
             }
+            s.end_command();
             s.wait(Until::Drained).await
         }
     }
@@ -240,7 +274,10 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
 /// A request on its way.
 struct Request {
     argc: usize,
+    tenant: Arc<Tenant>,
     prefix: Rc<[u8]>,
+    /// Of [`DECLARED`].
+    reserved: Cell<u64>,
     /// Arguments sent.
     at: usize,
     /// The count of keys, once it has gone by.
@@ -248,6 +285,12 @@ struct Request {
     /// The count's digits as they arrive.
     digits: Vec<u8>,
     sink: Sink,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.tenant.large.fetch_sub(self.reserved.get(), Ordering::Relaxed);
+    }
 }
 
 /// Where in a request the next byte belongs.
@@ -280,6 +323,27 @@ impl Request {
         let name = command::fixed_slot(row, self.at, self.argc, self.numkeys) == Some(true);
         let prefix: &[u8] = if name { &self.prefix } else { &[] };
         let total = len + prefix.len() as u64;
+        if len > self.tenant.limits.value_size.load(Ordering::Relaxed) {
+            // Half of the request is upstream already, on a connection that is of no more use.
+            conn.close();
+            self.sink = Sink::Refused(proxy::too_large(&self.tenant, len).into_bytes());
+            return Ok(());
+        }
+        if len > HELD as u64 {
+            let declared = self.tenant.large.fetch_add(len, Ordering::Relaxed) + len;
+            let over = declared > DECLARED;
+            if over {
+                conn.close();
+            }
+            self.reserved.set(self.reserved.get() + len);
+            if over {
+                let name = &self.tenant.name;
+                self.sink = Sink::Refused(format!(
+                    "BUSY tenant '{name}' is sending {DECLARED} bytes of large requests already"
+                ).into_bytes());
+                return Ok(());
+            }
+        }
         if total > MAX_BULK {
             return Err("invalid bulk length".into());
         }
@@ -315,6 +379,8 @@ impl Request {
     /// # Errors
     /// The text of a protocol error, or `None` when the client stalled or left.
     async fn run(&mut self, s: &mut Session, mut buf: Vec<u8>, bulk: Option<u64>) -> Result<Vec<u8>, Option<String>> {
+        // It holds an upstream connection, so it has to keep moving.
+        let (mut owed, mut deadline) = (PACE, Instant::now() + STALLED);
         let mut place = Place::Header;
         if let Some(len) = bulk {
             self.header(len)?;
@@ -361,15 +427,20 @@ impl Request {
                 && conn.congested()
             {
                 let room = Until::Room(Rc::clone(conn));
-                let limit = s.worker.shared.target.socket_timeout;
+                let limit = s.reach.site.target.socket_timeout;
                 match tokio::time::timeout(limit, s.wait(room)).await {
                     Ok(true) => {}
                     Ok(false) => return Err(None),
                     Err(_) => conn.fail(&UpstreamError::TimedOut(limit)),
                 }
             }
-            if !s.read_more(&mut buf, Instant::now() + STALLED).await {
+            let before = buf.len();
+            if !s.read_more(&mut buf, deadline).await {
                 return Err(None);
+            }
+            owed = owed.saturating_sub(buf.len() - before);
+            if owed == 0 {
+                (owed, deadline) = (PACE, Instant::now() + STALLED);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use dashmap::DashMap;
 use tokio::time::Instant;
 
-use crate::{command::ROWS, downstream::Alarm};
+use crate::{command::ROWS, downstream::Alarm, login::Login};
 
 /// What a client says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub struct Client {
     pub queued: AtomicU32,
     /// Waits in a blocking command.
     pub blocked: AtomicBool,
+    /// What it logged in with.
+    pub login: Mutex<Option<Login>>,
     /// See [`Labels`].
     pub labels: Mutex<Labels>,
 }

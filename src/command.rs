@@ -412,8 +412,8 @@ impl Row {
     }
 
     /// Redis's text for a subcommand that this container does not have, without the leading `-`.
-    pub fn unknown_subcommand_error(&self, word: &[u8]) -> String {
-        format!("ERR unknown subcommand '{}'. Try {} HELP.", quotable(word, 128), self.name)
+    pub fn unknown_subcommand_error(&self, word: &[u8]) -> Vec<u8> {
+        [b"ERR unknown subcommand '", &quotable(word, 128)[..], b"'. Try ", self.name.as_bytes(), b" HELP."].concat()
     }
 
     /// Whether this build serves the command at all. A refused command, one with names that cannot be rewritten yet, and a container
@@ -475,22 +475,22 @@ pub fn lookup(args: &Args<'_>) -> Lookup {
 }
 
 /// Redis's text for a command that does not exist, without the leading `-`.
-pub fn unknown_command_error(args: &Args<'_>) -> String {
+pub fn unknown_command_error(args: &Args<'_>) -> Vec<u8> {
     let word = args.iter().next().unwrap_or_default();
-    let mut shown = String::new();
+    let mut shown = Vec::new();
     for arg in args.tail(1).iter() {
         let Some(room) = 128usize.checked_sub(shown.len()).filter(|room| *room > 0) else { break };
-        shown.push('\'');
-        shown.push_str(&quotable(arg, room));
-        shown.push_str("' ");
+        shown.push(b'\'');
+        shown.extend(quotable(arg, room));
+        shown.extend_from_slice(b"' ");
     }
-    format!("ERR unknown command '{}', with args beginning with: {shown}", quotable(word, 128))
+    [b"ERR unknown command '", &quotable(word, 128)[..], b"', with args beginning with: ", &shown].concat()
 }
 
 /// As C prints an argument into an error line: cut at a NUL and at `most` bytes, line ends as spaces.
-fn quotable(arg: &[u8], most: usize) -> String {
-    let end = arg.iter().take(most).position(|byte| *byte == 0).unwrap_or_else(|| arg.len().min(most));
-    String::from_utf8_lossy(&arg[..end]).replace(['\r', '\n'], " ")
+fn quotable(arg: &[u8], most: usize) -> Vec<u8> {
+    let cut = arg.iter().take(most).take_while(|byte| **byte != 0);
+    cut.map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }).collect()
 }
 
 /// The row called `name`, given as `get`, `CLIENT LIST` or `client|list`: for settings and documentation, not for the wire.

@@ -14,13 +14,15 @@ mod endpoint;
 mod prefix;
 mod source;
 pub mod table;
+mod tenants;
 mod value;
 
 pub use endpoint::Endpoint;
-pub use prefix::Prefix;
+pub use prefix::{Prefix, Template};
 pub use source::environment;
 pub use value::{Kind, Secret};
 
+use crate::tenant::password::Password;
 use source::{Layers, NOT_SERVED, Origin};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -58,7 +60,7 @@ pub struct CliOverrides {
 /// All settings, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where clients connect; at least one.
+    /// Where clients connect; at least one, unless a tenant has one of its own.
     pub listen: Vec<Listen>,
     /// Worker threads, 0 to 1024; 0: one per core.
     pub workers: usize,
@@ -74,11 +76,11 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// The upstream of everybody who names none.
     pub upstream: Upstream,
-    /// Further upstreams; none in this version.
+    /// Further upstreams, by name.
     pub upstreams: Vec<(String, Upstream)>,
     /// Who checks a login.
     pub auth: Auth,
-    /// Tenants; none in this version.
+    /// Tenants, in the order of their names; none: everybody is one, see [`Config::implicit_tenant`].
     pub tenants: Vec<Tenant>,
     /// The in-process tier.
     pub tier: Tier,
@@ -160,7 +162,7 @@ pub struct Auth {
     /// The tenants below, or the upstream's ACL.
     pub mode: AuthMode,
     /// With [`AuthMode::Upstream`]: the prefix that a login name makes.
-    pub upstream_prefix: String,
+    pub upstream_prefix: Template,
     /// Who a connection is before it logs in; empty: nobody.
     pub default_tenant: String,
 }
@@ -177,17 +179,17 @@ pub enum AuthMode {
 /// One tenant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tenant {
-    /// Its name: 1 to 64 letters, digits, `_` and `-`.
+    /// Its name, which is also the user that it logs in as: 1 to 128 bytes without spaces and control characters, case-sensitive.
     pub name: String,
-    /// What its names begin with upstream; `None` only where it has its upstream and database alone.
-    pub prefix: Option<Prefix>,
-    /// Passwords or their hashes; any of them logs in.
-    pub passwords: Vec<Secret>,
+    /// What its names begin with upstream; none only where it has its upstream alone.
+    pub prefix: Prefix,
+    /// Any of them logs in.
+    pub passwords: Vec<Password>,
     /// The upstream it lives on: `default`, or the name of one of [`Config::upstreams`].
     pub upstream: String,
     /// Its first database.
     pub db: u32,
-    /// How many databases SELECT may reach, from `db` upward; 1 or more.
+    /// How many databases SELECT may reach, from `db` upward; 1 or more, and the last is 65,535 at most.
     pub databases: u32,
     /// Addresses where a connection is this tenant without a login.
     pub listen: Vec<Listen>,

@@ -106,6 +106,8 @@ pub struct Downstream {
     write: RefCell<Option<WriteHalf>>,
     /// Replies owed by upstream connections, local answers that wait behind them included.
     in_flight: Cell<u32>,
+    /// Bytes of answers made here that wait behind them.
+    waiting: Cell<usize>,
     /// The session is woken when `in_flight` comes down to this.
     wake_at: Cell<Option<u32>>,
     /// The socket was full: the session waits for room.
@@ -132,6 +134,7 @@ impl Downstream {
             sent: Cell::new(0),
             write: RefCell::new(Some(write)),
             in_flight: Cell::new(0),
+            waiting: Cell::new(0),
             wake_at: Cell::new(None),
             blocked: Cell::new(false),
             queued: Cell::new(false),
@@ -169,8 +172,24 @@ impl Downstream {
         self.in_flight.set(self.in_flight.get() + n);
     }
 
+    /// `bytes` more of an answer made here wait behind the replies owed.
+    pub fn wait_with(&self, bytes: usize) {
+        self.waiting.set(self.waiting.get() + bytes);
+    }
+
+    /// `bytes` of an answer wait no more.
+    pub fn waited(&self, bytes: usize) {
+        self.waiting.set(self.waiting.get().saturating_sub(bytes));
+    }
+
+    /// Bytes of answers made here that wait behind the replies owed.
+    pub fn waiting(&self) -> usize {
+        self.waiting.get()
+    }
+
     /// `n` replies have been delivered (or dropped).
     pub fn settle(&self, n: u32) {
+        debug_assert!(self.in_flight.get() >= n, "a reply was settled twice");
         let left = self.in_flight.get().saturating_sub(n);
         self.in_flight.set(left);
         if self.wake_at.get().is_some_and(|at| left <= at) {

@@ -11,6 +11,8 @@ pub enum UpstreamError {
     TimedOut(Duration),
     /// The connection broke with the request in flight; it may have run.
     Lost,
+    /// The upstream answered with this error: the line.
+    Refused(String),
     /// `max_connections` or a queue is full; the request did not run.
     Busy(String),
 }
@@ -22,6 +24,7 @@ impl UpstreamError {
             Self::Unreachable(why) => format!("UPSTREAM unreachable: {why}"),
             Self::TimedOut(after) => format!("UPSTREAM timed out after {after:?}"),
             Self::Lost => "UPSTREAM connection lost".into(),
+            Self::Refused(line) => line.clone(),
             Self::Busy(what) => format!("BUSY {what}"),
         }
     }

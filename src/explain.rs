@@ -21,7 +21,7 @@ pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
             let _ = writeln!(
                 out,
                 "refused     not in the command table\nreply       -{}",
-                command::unknown_command_error(&args)
+                String::from_utf8_lossy(&command::unknown_command_error(&args))
             );
             return out;
         }
@@ -29,7 +29,7 @@ pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
             let _ = writeln!(
                 out,
                 "refused     not in the command table\nreply       -{}",
-                container.unknown_subcommand_error(args.at(1))
+                String::from_utf8_lossy(&container.unknown_subcommand_error(args.at(1)))
             );
             return out;
         }

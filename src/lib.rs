@@ -21,7 +21,10 @@ pub mod big;
 pub mod command;
 pub mod downstream;
 pub mod local;
+pub mod login;
+pub mod plane;
 pub mod proxy;
+pub mod reload;
 pub mod resp;
 pub mod rewrite;
 pub mod scoped;
@@ -32,6 +35,7 @@ pub mod upstream;
 pub mod worker;
 // What these share.
 pub mod clients;
+pub mod directory;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzz;

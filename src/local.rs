@@ -9,6 +9,7 @@ pub mod info;
 
 use crate::{
     command::{self, Args, Categories, Lookup, Row},
+    login::{self, Attempt},
     resp::{Proto, Value},
     rewrite::canonical,
     session::{Flow, Replies, Session, Until},
@@ -20,6 +21,7 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
         "SELECT" => select_command(s, args),
         "HELLO" => hello(s, args),
         "RESET" => reset(s),
+        "AUTH" => auth(s, args),
         "QUIT" => quit(s),
         "CLIENT REPLY" => reply_mode(s, args),
         // What others do to this session, or it to others, is seen by its earlier commands' replies being there.
@@ -67,7 +69,9 @@ fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
         return client::answer(s, what, args);
     }
     if row.name == "COMMAND" || row.name.starts_with("COMMAND ") {
-        return command_docs::answer(args, &|row| row.served() && s.worker.facts(|f| !row.forwardable() || f.has(row)));
+        return command_docs::answer(args, &|row| {
+            s.tenant.permitted.has(row) && s.facts(|f| !row.forwardable() || f.has(row))
+        });
     }
     if row.name.starts_with("CLUSTER") || matches!(row.name, "READONLY" | "READWRITE" | "ASKING") {
         return Value::error("ERR This instance has cluster support disabled");
@@ -77,7 +81,6 @@ fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
         "PING" if args.len() == 2 => Value::bulk(args.at(1)),
         "PING" => Value::simple("PONG"),
         "ECHO" => Value::bulk(args.at(1)),
-        "AUTH" => auth(args),
         "ROLE" => Value::Array(vec![Value::bulk("master"), Value::Int(0), Value::Array(Vec::new())]),
         "LASTSAVE" => Value::Int(info::unix_time(s.worker.shared.started)),
         "CONFIG GET" => config::get(s, args),
@@ -107,19 +110,29 @@ pub(crate) fn help(container: &str, lines: &[&str]) -> Value {
     Value::Array(all.chain(["HELP".into(), "    Prints this help.".into()]).map(Value::Simple).collect())
 }
 
-fn auth(args: &Args<'_>) -> Value {
-    match args.len() {
-        2 => Value::error(
+fn auth(s: &mut Session, args: &Args<'_>) -> Flow {
+    if s.down.in_flight() > 0 {
+        return Flow::Again(Until::Drained);
+    }
+    let open = s.worker.shared.directory.load().open;
+    match (args.len(), open) {
+        (2, true) => s.refuse(
             "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?",
         ),
         // As a Redis whose default user has no password.
-        3 if args.at(1) == b"default" => Value::ok(),
-        3 => Value::error(WRONG_PASSWORD),
-        _ => Value::error("ERR syntax error"),
+        (3, true) if args.at(1) == b"default" => {
+            s.answer(&Value::ok());
+            Flow::Next
+        }
+        (3, true) => s.refuse(WRONG_PASSWORD),
+        (2, false) => Flow::Login(Attempt::new(b"default", args.at(1), None)),
+        (3, false) => Flow::Login(Attempt::new(args.at(1), args.at(2), None)),
+        _ => s.refuse("ERR syntax error"),
     }
 }
 
-const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+/// One text for a wrong password and an unknown user.
+pub const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
 fn select_command(s: &mut Session, args: &Args<'_>) -> Flow {
     let Some(db) = canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < databases(s)) else {
@@ -136,8 +149,8 @@ fn select_command(s: &mut Session, args: &Args<'_>) -> Flow {
 }
 
 /// How many databases the tenant can reach.
-fn databases(s: &Session) -> u32 {
-    s.worker.facts(|f| s.tenant.databases.min(f.databases.saturating_sub(s.tenant.db_base)))
+pub fn databases(s: &Session) -> u32 {
+    s.facts(|f| s.tenant.databases.min(f.databases.saturating_sub(s.tenant.db_base)))
 }
 
 /// What Redis says to a SELECT it cannot follow.
@@ -173,19 +186,20 @@ fn reset(s: &mut Session) -> Flow {
         return Flow::Again(Until::Drained);
     }
     drop_state(s);
-    s.replies = Replies::On;
+    s.set_replies(Replies::On);
     s.proto = Proto::Resp2;
     s.db = 0;
     s.client.db.store(0, std::sync::atomic::Ordering::Relaxed);
     s.client.resp.store(2, std::sync::atomic::Ordering::Relaxed);
     s.client.relabel(|l| l.name.clear());
     s.lane = None;
+    login::start_over(s);
     s.answer(&Value::simple("RESET"));
     Flow::Next
 }
 
 /// Drops MULTI and WATCH, with the connection they were on.
-fn drop_state(s: &mut Session) {
+pub fn drop_state(s: &mut Session) {
     s.tx = None;
     s.client.queued.store(crate::clients::NO_MULTI, std::sync::atomic::Ordering::Relaxed);
     s.watching = false;
@@ -193,7 +207,7 @@ fn drop_state(s: &mut Session) {
     s.select_on_commit = None;
     if let Some(own) = s.own.take() {
         own.taint();
-        s.worker.pool.release(own);
+        s.reach.pool.release(std::rc::Rc::clone(own.conn()));
     }
 }
 
@@ -202,34 +216,56 @@ fn hello(s: &mut Session, args: &Args<'_>) -> Flow {
     if s.down.in_flight() > 0 {
         return Flow::Again(Until::Drained);
     }
-    let mut proto = s.proto;
+    let mut hello = Hello { proto: s.proto, name: None };
     if args.len() > 1 {
-        proto = match canonical(args.at(1)) {
+        hello.proto = match canonical(args.at(1)) {
             Some(2) => Proto::Resp2,
             Some(3) => Proto::Resp3,
             Some(_) => return s.refuse("NOPROTO unsupported protocol version"),
             None => return s.refuse("ERR Protocol version is not an integer or out of range"),
         };
     }
-    let mut name = None;
+    let mut login = None;
     let mut i = 2;
     while i < args.len() {
         let more = args.len() - 1 - i;
         if args.at(i).eq_ignore_ascii_case(b"AUTH") && more >= 2 {
-            if args.at(i + 1) != b"default" {
-                return s.refuse(WRONG_PASSWORD);
-            }
+            login = Some((args.at(i + 1), args.at(i + 2)));
             i += 3;
         } else if args.at(i).eq_ignore_ascii_case(b"SETNAME") && more >= 1 {
             if !client::printable(args.at(i + 1)) {
                 return s.refuse(client::BAD_NAME);
             }
-            name = Some(args.at(i + 1).to_vec());
+            hello.name = Some(args.at(i + 1).to_vec());
             i += 2;
         } else {
-            return s.refuse(format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(args.at(i))));
+            return s.refuse([b"ERR Syntax error in HELLO option '", args.at(i), b"'"].concat());
         }
     }
+    let open = s.worker.shared.directory.load().open;
+    match login {
+        Some((user, _)) if open && user != b"default" => s.refuse(WRONG_PASSWORD),
+        Some((user, password)) if !open => Flow::Login(Attempt::new(user, password, Some(hello))),
+        None if !s.logged_in => s.refuse(
+            "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time",
+        ),
+        _ => {
+            greet(s, hello);
+            Flow::Next
+        }
+    }
+}
+
+/// What HELLO asks for beside the login.
+#[derive(Debug)]
+pub struct Hello {
+    proto: Proto,
+    name: Option<Vec<u8>>,
+}
+
+/// Carries a HELLO out, and answers it; nothing is in flight.
+pub fn greet(s: &mut Session, hello: Hello) {
+    let Hello { proto, name } = hello;
     if let Some(name) = name {
         s.client.relabel(|l| l.name = name);
     }
@@ -244,7 +280,7 @@ fn hello(s: &mut Session, args: &Args<'_>) -> Flow {
         s.unpin_when_done();
         s.client.resp.store(if proto == Proto::Resp3 { 3 } else { 2 }, std::sync::atomic::Ordering::Relaxed);
     }
-    let facts = s.worker.facts(|f| (f.server.clone(), f.version.clone()));
+    let facts = s.facts(|f| (f.server.clone(), f.version.clone()));
     let reply = Value::Map(vec![
         (Value::bulk("server"), Value::bulk(&facts.0)),
         (Value::bulk("version"), Value::bulk(&facts.1)),
@@ -255,20 +291,19 @@ fn hello(s: &mut Session, args: &Args<'_>) -> Flow {
         (Value::bulk("modules"), Value::Array(Vec::new())),
     ]);
     s.answer(&reply);
-    Flow::Next
 }
 
 fn reply_mode(s: &mut Session, args: &Args<'_>) -> Flow {
     let mode = args.at(2).to_ascii_uppercase();
     match &mode[..] {
         b"ON" => {
-            s.replies = Replies::On;
+            s.set_replies(Replies::On);
             s.answer(&Value::ok());
         }
-        b"OFF" => s.replies = Replies::Off,
+        b"OFF" => s.set_replies(Replies::Off),
         // Inside OFF there is nothing to skip.
-        b"SKIP" if s.replies == Replies::Off => {}
-        b"SKIP" => s.replies = Replies::Skip,
+        b"SKIP" if s.replies() == Replies::Off => {}
+        b"SKIP" => s.set_replies(Replies::Skip),
         _ => return s.refuse("ERR syntax error"),
     }
     Flow::Next

@@ -3,6 +3,7 @@
 use std::{
     io::{IsTerminal as _, Write as _, stderr, stdout},
     os::unix::ffi::OsStringExt as _,
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -12,7 +13,7 @@ use keyfence::{
     check,
     cli::{self, Command, EXIT_USAGE, Format},
     command::render,
-    config::{Config, LogFormat, environment},
+    config::{Config, DEFAULT_FILE, LogFormat, environment},
     explain, server,
 };
 
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Check => on_runtime(async {
-            let (target, child) = server::upstream(&config).await.map_err(|e| (EXIT_UNAVAILABLE, e))?;
+            let (target, child) = server::upstream(&config.upstream).await.map_err(|e| (EXIT_UNAVAILABLE, e))?;
             let report = check::report(&config, &target).await;
             if let Some(child) = child {
                 let (stop, stopping) = tokio::sync::watch::channel(true);
@@ -72,7 +73,10 @@ fn main() -> ExitCode {
         }),
         Command::Run | Command::Commands { .. } => {
             start_log(&config);
-            on_runtime(async { server::run(config).await.map_err(|e| (1, e)) })
+            config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+            let file = overrides.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|f: &PathBuf| f.exists()));
+            let again = || Config::load(&overrides, environment()).map_err(|e| e.to_string());
+            on_runtime(async { server::run(config, file, again).await.map_err(|e| (1, e)) })
         }
     }
 }

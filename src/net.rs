@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, Interest, ReadBuf},
     net::{TcpStream, UnixStream, tcp, unix},
 };
 
@@ -44,6 +44,18 @@ impl ReadHalf {
             Self::Unix(s) => Pin::new(s).poll_read(cx, &mut buf),
         };
         read.map_ok(|()| buf.filled().len())
+    }
+}
+
+impl ReadHalf {
+    /// Whether the peer has said that it will send no more, whatever is still unread.
+    pub fn peer_closed(&self) -> bool {
+        use futures_util::FutureExt as _;
+        let ready = match self {
+            Self::Tcp(s) => s.ready(Interest::READABLE).now_or_never(),
+            Self::Unix(s) => s.ready(Interest::READABLE).now_or_never(),
+        };
+        matches!(ready, Some(Ok(ready)) if ready.is_read_closed())
     }
 }
 

@@ -1,22 +1,24 @@
 //! THE path of a command, top to bottom: classify → authorise → (transaction) → rewrite → upstream. The way back is
 //! [`crate::upstream::conn`], which takes prefixes off by the rule that is left with each request here.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
-    command::{self, Args, Class, ConnNeed, Lookup, Row, Shape, Slot, Span},
+    command::{self, Args, Class, ConnNeed, Flags, Keys, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
     local,
+    resp::Value,
     rewrite::{
         self,
         reply::{NoGroup, Rule, Unprefix},
     },
     scoped,
-    session::{Flow, Replies, Session, Until},
+    session::{Flow, Session, Until},
+    tenant::{Tenant, limits::Bucket},
     transaction,
-    upstream::Owed,
+    upstream::{Kind, Logins, Owed},
 };
 
 /// Longest that a client may ask to block, added to which `socket_timeout` gives the deadline of the wait; 0 waits for ever.
@@ -25,13 +27,10 @@ const MAX_BLOCK: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Handles one whole request: `frame` as parsed, `spans` its arguments, `ahead` what was read behind it.
 pub fn dispatch(s: &mut Session, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
     let args = Args::new(frame, spans);
+    s.begin_command();
     let flow = route(s, &args, frame, spans, ahead);
     if !matches!(flow, Flow::Again(_)) {
-        s.replies = match s.replies {
-            Replies::Skip => Replies::SkipOne,
-            Replies::SkipOne => Replies::On,
-            other => other,
-        };
+        s.end_command();
     }
     flow
 }
@@ -43,28 +42,37 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
         Lookup::Unknown => return s.refuse(command::unknown_command_error(args)),
         Lookup::UnknownSubcommand(container) => return s.refuse(container.unknown_subcommand_error(args.at(1))),
     };
-    if row.forwardable() && !s.worker.facts(|f| f.has(row)) {
-        let known = row.container().is_some_and(|c| s.worker.facts(|f| f.has(c)));
+    if row.forwardable() && !s.facts(|f| f.has(row)) {
+        let known = row.container().is_some_and(|c| s.facts(|f| f.has(c)));
         return match row.container() {
             Some(container) if known => s.refuse(container.unknown_subcommand_error(args.at(1))),
             _ => s.refuse(command::unknown_command_error(args)),
         };
     }
-    s.client.last.store(row.index, std::sync::atomic::Ordering::Relaxed);
+    s.client.last.store(row.index, Ordering::Relaxed);
     if !row.arity_ok(args.len()) {
         return s.refuse(row.arity_error());
     }
     if let Some(error) = command::refusal(row, args) {
-        return s.refuse(error);
+        return if s.tx.is_some() { transaction::queue_answer(s, &Value::error(error)) } else { s.refuse(error) };
     }
     // AUTHORISE
-    if !row.served() {
+    if !s.logged_in && !row.flags.has(Flags::NO_AUTH) {
+        return s.refuse(NO_AUTH);
+    }
+    if s.logged_in && !s.tenant.permitted.has(row) {
         return s.no_permission(row);
     }
-    if let Some(until) = s.tenant.pause.holds(row.is_write())
+    if let Some(error) = over_limit(s, row, spans, frame.len()) {
+        return s.refuse(error);
+    }
+    // A block is let go or held as a whole, at its MULTI: a part of it may be in the upstream's buffer already.
+    let writes = row.is_write() || matches!(row.name, "MULTI" | "EXEC");
+    if !s.tx.as_ref().is_some_and(|tx| tx.block)
+        && let Some(until) = s.tenant.pause.holds(writes)
         && !may_run_paused(row)
     {
-        return Flow::Again(Until::Unpaused(until, row.is_write()));
+        return Flow::Again(Until::Unpaused(until, writes));
     }
     transaction::notice_lost(s);
     if s.select_on_commit.is_some() {
@@ -89,6 +97,49 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     }
 }
 
+/// What a connection without a tenant is told.
+pub const NO_AUTH: &str = "NOAUTH Authentication required.";
+
+/// The tenant's rates and sizes. What ends a transaction or a connection is never held back, and nothing is charged twice.
+fn over_limit(s: &mut Session, row: &Row, spans: &[Span], bytes: usize) -> Option<String> {
+    let limits = &s.tenant.limits;
+    let most = limits.value_size.load(Ordering::Relaxed);
+    if bytes as u64 > most
+        && let Some((_, len)) = spans.iter().find(|(_, len)| u64::from(*len) > most)
+    {
+        return Some(too_large(&s.tenant, u64::from(*len)));
+    }
+    if !limits.ops.limited() && !limits.bytes.limited() {
+        return None;
+    }
+    if s.paid || matches!(row.name, "EXEC" | "DISCARD" | "UNWATCH" | "RESET" | "QUIT" | "AUTH" | "HELLO") {
+        return None;
+    }
+    let now = Instant::now();
+    let bytes = bytes as u64 + s.uncharged();
+    let limits = &s.tenant.limits;
+    let refused = |of: &Bucket, unit: &str, wait: Duration| {
+        let (name, limit, wait) = (&s.tenant.name, of.per_second(), wait.as_millis().max(1));
+        format!("THROTTLED tenant '{name}' is over its limit of {limit} {unit}/s; retry in {wait} ms")
+    };
+    if let Err(wait) = limits.ops.take(1, now) {
+        // What was written has been written, whatever becomes of this command.
+        limits.bytes.charge(bytes, now);
+        return Some(refused(&limits.ops, "ops", wait));
+    }
+    if let Err(wait) = limits.bytes.take(bytes, now) {
+        return Some(refused(&limits.bytes, "bytes", wait));
+    }
+    s.paid = true;
+    None
+}
+
+/// What is said of an argument past the tenant's `value_size`.
+pub fn too_large(tenant: &Tenant, len: u64) -> String {
+    let most = tenant.limits.value_size.load(Ordering::Relaxed);
+    format!("ERR an argument of {len} bytes is over the limit of {most} bytes of tenant '{}'", tenant.name)
+}
+
 /// A SELECT inside a transaction has been carried out, or not; nothing is in flight.
 pub fn settle_select(s: &mut Session) {
     if let Some((committed, db)) = s.select_on_commit.take()
@@ -107,6 +158,9 @@ fn may_run_paused(row: &Row) -> bool {
 fn forward(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
     if matches!(row.conn, ConnNeed::Block | ConnNeed::SameConn) && command::is_blocking(row, args) {
         return block(s, row, args, frame, spans);
+    }
+    if needs_other_user(s, row, args) {
+        return aside(s, row, args, frame, spans);
     }
     if let Err(error) = send(s, row, args, frame, spans, owed(s, row, args), false) {
         return s.refuse(error);
@@ -131,9 +185,40 @@ fn block(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
     if let Err(error) = send(s, row, args, frame, spans, owed(s, row, args), true) {
         return s.refuse(error);
     }
-    let deadline =
-        timeout(row, args).map(|t| Instant::now() + t.min(MAX_BLOCK) + s.worker.shared.target.socket_timeout);
+    let deadline = timeout(row, args).map(|t| Instant::now() + t.min(MAX_BLOCK) + s.reach.site.target.socket_timeout);
     Flow::After(Until::Reply(deadline))
+}
+
+/// Whether the command must travel as the tenant's other user upstream; see [`Kind::Sort`].
+pub fn needs_other_user(s: &Session, row: &Row, args: &Args<'_>) -> bool {
+    if !matches!(row.keys, Keys::Sort | Keys::SortRo | Keys::Georadius { .. })
+        || !matches!(**s.reach.site.logins.load(), Logins::Walled(_))
+    {
+        return false;
+    }
+    let mut marks = s.worker.marks.borrow_mut();
+    command::walk(row, args, &mut marks);
+    // SORT with a template, GEORADIUS with a destination.
+    marks.len() > 1
+}
+
+/// One command on a connection of the tenant's other user, nothing else in flight meanwhile.
+fn aside(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
+    if s.own.is_some() {
+        return s
+            .refuse(format!("NOPERM '{}' with these options cannot be used while keys are watched", row.lower_name()));
+    }
+    if s.down.in_flight() > 0 {
+        return Flow::Again(Until::Drained);
+    }
+    match s.dedicated(Kind::Sort) {
+        Ok(own) => s.own = Some(own),
+        Err(error) => return s.refuse(error.to_line()),
+    }
+    match send(s, row, args, frame, spans, owed(s, row, args), false) {
+        Ok(()) => Flow::After(Until::Drained),
+        Err(error) => s.refuse(error),
+    }
 }
 
 /// How long the command itself says it may block; `None` for ever, or when it does not say it in a way the server will accept.

@@ -52,8 +52,12 @@ pub fn request(
         // Most commands by far: one key, at a place the row knows.
         Keys::One(at) if usize::from(at) < spans.len() => {
             let (start, len) = spans[usize::from(at)];
+            let undo = out.len();
             let rest = copy_before(frame, 0, start, len, out);
-            put_prefixed_header(ns.prefix, len as usize, out)?;
+            if put_prefixed_header(ns.prefix, len as usize, out).is_err() {
+                out.truncate(undo);
+                return Err(TooLong);
+            }
             out.extend_from_slice(&frame[rest..]);
             Ok(())
         }

@@ -21,7 +21,7 @@ use crate::{
     resp::Value,
     rewrite::canonical,
     session::{Session, Until},
-    worker::Worker,
+    worker::{Reach, Worker},
 };
 
 /// Buckets per page of a full pass.
@@ -143,10 +143,16 @@ pub fn glob_escape(text: &[u8]) -> Vec<u8> {
 
 /// Does the work and answers: `false` when the connection ended meanwhile. Nothing is in flight for the session.
 pub async fn run(s: &mut Session, job: Job) -> bool {
-    let scope = Scope { worker: Rc::clone(&s.worker), prefix: Rc::clone(&s.prefix), db: s.tenant.db_base + s.db };
+    let scope = Scope {
+        worker: Rc::clone(&s.worker),
+        reach: Rc::clone(&s.reach),
+        tenant: s.tenant.id,
+        prefix: Rc::clone(&s.prefix),
+        db: s.tenant.db_base + s.db,
+    };
     let muted = s.muted();
     // The work goes on by itself, so that a client that leaves does not leave half a FLUSHDB behind.
-    let limit = s.worker.shared.limits.output;
+    let limit = s.worker.shared.limits.load().output;
     let bases = if matches!(job, Job::Flush { all: true, .. }) {
         (0..s.tenant.databases).map(|n| s.tenant.db_base + n).collect()
     } else {
@@ -188,7 +194,7 @@ async fn work(
     match job {
         Job::Keys(pattern) => scope.keys(&pattern, limit).await,
         Job::Scan(scan) => scope.scan(scan).await,
-        Job::DbSize => Ok(Value::Int(i64::try_from(scope.count().await?).unwrap_or(i64::MAX))),
+        Job::DbSize => Ok(Value::Int(i64::try_from(scope.count_shared().await?).unwrap_or(i64::MAX))),
         Job::RandomKey => Ok(scope.random().await?.map_or(Value::Null, Value::Bulk)),
         Job::Flush { wait, unlink, .. } => {
             let run = flush::run(scope.clone(), dbs, unlink);
@@ -215,6 +221,8 @@ async fn work(
 #[derive(Clone, Debug)]
 struct Scope {
     worker: Rc<Worker>,
+    reach: Rc<Reach>,
+    tenant: u32,
     prefix: Rc<[u8]>,
     /// The upstream's number.
     db: u32,
@@ -239,7 +247,7 @@ impl Scope {
         if let Some(kind) = kind {
             cmd.arg("TYPE").arg(kind);
         }
-        let (next, mut names): (String, Vec<Vec<u8>>) = self.worker.control.query(self.db, &cmd).await?;
+        let (next, mut names): (String, Vec<Vec<u8>>) = self.reach.control.query(self.db, &cmd).await?;
         let before = names.len();
         names.retain_mut(|name| {
             let own = name.starts_with(&self.prefix);
@@ -306,6 +314,12 @@ impl Scope {
         Ok(page(cursor, Vec::new()))
     }
 
+    /// A count that was begun after it was asked for; those who ask meanwhile share the next.
+    async fn count_shared(&self) -> Result<u64, UpstreamError> {
+        let gate = self.worker.shared.flushes.counting(self.tenant, self.db);
+        gate.pass(async || self.count().await).await
+    }
+
     async fn count(&self) -> Result<u64, UpstreamError> {
         let pattern = self.pattern(b"*");
         // A page may repeat names of an earlier one while the upstream rehashes; hashes of the names are enough to tell.
@@ -317,11 +331,7 @@ impl Scope {
             seen.extend(names.iter().map(|n| std::hash::BuildHasher::hash_one(&state, n)));
             cursor = next;
             if cursor == 0 {
-                self.worker
-                    .shared
-                    .flushes
-                    .counts
-                    .insert((self.prefix.to_vec(), self.db), (Instant::now(), seen.len() as u64));
+                self.worker.shared.flushes.counts.insert((self.tenant, self.db), (Instant::now(), seen.len() as u64));
                 return Ok(seen.len() as u64);
             }
         }
@@ -329,7 +339,7 @@ impl Scope {
 
     /// A count that is fresh enough to show, if one can be had at once.
     async fn count_soon(&self) -> Option<u64> {
-        let key = (self.prefix.to_vec(), self.db);
+        let key = (self.tenant, self.db);
         let known = self.worker.shared.flushes.counts.get(&key).map(|c| *c);
         if let Some((at, n)) = known
             && at.elapsed() < COUNT_FRESH
@@ -337,7 +347,7 @@ impl Scope {
             return Some(n);
         }
         let scope = self.clone();
-        let counting = tokio::task::spawn_local(async move { scope.count().await.ok() });
+        let counting = tokio::task::spawn_local(async move { scope.count_shared().await.ok() });
         match tokio::time::timeout(COUNT_WAIT, counting).await {
             Ok(Ok(Some(n))) => Some(n),
             _ => known.map(|(_, n)| n),
@@ -365,8 +375,8 @@ impl Scope {
     }
 }
 
-/// A table of counts by (prefix, upstream database).
-pub(crate) type Counts = dashmap::DashMap<(Vec<u8>, u32), (Instant, u64)>;
+/// A table of counts by (tenant, upstream database).
+pub(crate) type Counts = dashmap::DashMap<(u32, u32), (Instant, u64)>;
 
 #[cfg(test)]
 mod tests {

@@ -22,6 +22,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use dashmap::DashMap;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     net::{TcpListener, UnixListener, lookup_host},
@@ -32,17 +33,16 @@ use tokio::{
 
 use crate::{
     clients::{Client, Clients, NO_MULTI},
-    config::{Config, DATABASES, Endpoint as Place, Listen},
+    config::{self, Config, Endpoint as Place, Listen},
+    directory::{self, Directory},
     downstream::{Alarm, Downstream},
     net::{ReadHalf, WriteHalf, split_tcp, split_unix},
+    plane,
+    reload::{Reload, Sites},
     scoped::Flushes,
     session::Session,
-    tenant::{Pause, Tenant},
-    upstream::{
-        Endpoint, Open, Target,
-        control::{self, PROBE_EVERY},
-        managed,
-    },
+    tenant::throttle::Throttle,
+    upstream::{Endpoint, Target, managed},
     worker::{ClientLimits, Shared, Worker},
 };
 
@@ -50,17 +50,12 @@ use crate::{
 const BACKLOG: i32 = 1024;
 /// After a failed accept (no descriptors left, say), the next attempt comes this much later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Replies owed to one client before no more is read from it.
-const IN_FLIGHT: u32 = 10_000;
-/// How often a reachable upstream is probed again: it may have been replaced by another version.
-const PROBE_AGAIN: Duration = Duration::from_secs(30);
 
-/// The upstream of the settings, started first when it is managed.
+/// The place of one upstream of the settings, started first when it is managed.
 ///
 /// # Errors
 /// When the managed server cannot be started.
-pub async fn upstream(config: &Config) -> Result<(Target, Option<managed::Managed>), String> {
-    let up = &config.upstream;
+pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::Managed>), String> {
     let (endpoint, child) = match &up.endpoint {
         Place::Tcp { host, port } => (Endpoint::Tcp(host.clone(), *port), None),
         Place::Unix(path) => (Endpoint::Unix(path.clone()), None),
@@ -79,57 +74,47 @@ pub async fn upstream(config: &Config) -> Result<(Target, Option<managed::Manage
     Ok((target, child))
 }
 
-/// Serves until told to stop by SIGTERM or SIGINT. Needs a local runtime.
+/// Serves until told to stop by SIGTERM or SIGINT; `again` reads the settings anew, on SIGHUP or when `file` changes. Needs a local runtime.
 ///
 /// # Errors
 /// A sentence for the operator: an address that cannot be bound, a managed upstream that does not start.
-pub async fn run(config: Config) -> Result<(), String> {
+pub async fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    again: impl Fn() -> Result<Config, String>,
+) -> Result<(), String> {
     let workers = match config.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
     let mut bound = Vec::new();
-    for listen in &config.listen {
+    for listen in config.listen.iter().chain(config.tenants.iter().flat_map(|t| &t.listen)) {
         bound.push(bind(listen, workers).await?);
     }
-    let (target, child) = upstream(&config).await?;
-    let (stop, stopping) = watch::channel(false);
-    let supervisor = child.map(|child| tokio::spawn(child.supervise(stopping.clone())));
-
+    let mut sites = Sites::default();
+    sites.update(&config).await?;
     let port = bound.iter().find_map(|b| b.port).unwrap_or(0);
     let shared = Arc::new(Shared {
-        open: Arc::new(Open::new(config.upstream.max_connections)),
-        connections_per_worker: config.upstream.connections_per_worker,
-        facts: ArcSwap::default(),
+        directory: ArcSwap::from_pointee(Directory::build(&config, &sites.by_name, None)?),
         clients: Clients::default(),
-        limits: ClientLimits {
-            output: config.client_output_limit,
-            clients: config.max_clients,
-            idle: config.client_idle_timeout,
-            in_flight: IN_FLIGHT,
-        },
-        tenant: Arc::new(Tenant {
-            id: 0,
-            name: "default".into(),
-            prefix: Arc::from(config.key_prefix.as_bytes()),
-            db_base: config.upstream.db,
-            databases: DATABASES,
-            pause: Pause::default(),
-        }),
+        limits: ArcSwap::from_pointee(client_limits(&config)),
+        throttle: Throttle::default(),
+        newcomers: DashMap::default(),
         flushes: Flushes::default(),
         started: Instant::now(),
         port,
         run_id: random_id(),
-        target,
     });
     // Clients that connect at once should find an upstream whose commands are known; one that is down must not keep them out.
-    learn(&shared).await;
-    let probing = tokio::task::spawn_local(probe_for_ever(Arc::clone(&shared)));
+    for site in sites.by_name.values() {
+        plane::learn(site).await;
+    }
+    sites.look_after(&shared);
 
     let (leave, leaving) = watch::channel(None);
     let mut threads = Vec::new();
     for n in 0..workers {
-        let listeners = bound.iter_mut().filter_map(|b| b.listeners.pop()).collect();
+        let listeners = bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, b.name.clone()))).collect();
         let (shared, leaving) = (Arc::clone(&shared), leaving.clone());
         let thread = thread::Builder::new()
             .name(format!("worker-{n}"))
@@ -138,10 +123,12 @@ pub async fn run(config: Config) -> Result<(), String> {
         threads.push(thread);
     }
     for b in &bound {
-        tracing::info!(address = b.shown, workers, upstream = %shared.target, "serving");
+        tracing::info!(address = b.shown, workers, tenants = config.tenants.len(), "serving");
     }
 
-    signalled().await?;
+    let mut reload = Reload { config, file, sites, shared: Arc::clone(&shared) };
+    reload.until_stopped(again).await?;
+    let Reload { config, mut sites, .. } = reload;
     tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
     leave.send_replace(Some(Instant::now() + config.shutdown_grace));
     for client in shared.clients.all() {
@@ -158,68 +145,28 @@ pub async fn run(config: Config) -> Result<(), String> {
     if joined.await.unwrap_or(1) > 0 {
         tracing::error!("a worker ended in a panic");
     }
-    probing.abort();
     for b in bound {
         if let Some(path) = b.path {
             let _ = std::fs::remove_file(path);
         }
     }
-    stop.send_replace(true);
-    if let Some(supervisor) = supervisor {
-        let _ = supervisor.await;
-    }
+    sites.stop().await;
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn signalled() -> Result<(), String> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let watch = |kind| signal(kind).map_err(|e| format!("cannot watch for signals: {e}"));
-    let mut terminate = watch(SignalKind::terminate())?;
-    let mut interrupt = watch(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+pub(crate) fn client_limits(config: &Config) -> ClientLimits {
+    ClientLimits { output: config.client_output_limit, clients: config.max_clients, idle: config.client_idle_timeout }
 }
 
 fn random_id() -> String {
     (0..40).map(|_| char::from_digit(fastrand::u32(..16), 16).unwrap_or('0')).collect()
 }
 
-/// Asks the upstream what it is, once.
-async fn learn(shared: &Shared) -> bool {
-    match control::probe(&shared.target).await {
-        Ok(facts) => {
-            if !shared.facts.load().probed {
-                let (server, version) = (&facts.server, &facts.version);
-                tracing::info!(upstream = %shared.target, server, version, commands_without_a_row = facts.unknown.len(), "upstream probed");
-            }
-            if **shared.facts.load() != facts {
-                shared.facts.store(Arc::new(facts));
-            }
-            true
-        }
-        Err(error) => {
-            if !shared.facts.load().probed {
-                tracing::warn!(upstream = %shared.target, error = error.to_line(), "upstream not reachable yet");
-            }
-            false
-        }
-    }
-}
-
-async fn probe_for_ever(shared: Arc<Shared>) {
-    let mut known = shared.facts.load().probed;
-    loop {
-        sleep(if known { PROBE_AGAIN } else { PROBE_EVERY }).await;
-        known = learn(&shared).await;
-    }
-}
-
 /// One address of the settings, bound once for each worker.
 struct Bound {
+    /// As the settings write it.
+    name: String,
     shown: String,
     port: Option<u16>,
     path: Option<PathBuf>,
@@ -247,7 +194,13 @@ async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
                 at = listener.local_addr().map_err(failed)?;
                 listeners.push(Listener::Tcp(listener));
             }
-            Ok(Bound { shown: at.to_string(), port: Some(at.port()), path: None, listeners })
+            Ok(Bound {
+                name: directory::address(listen),
+                shown: at.to_string(),
+                port: Some(at.port()),
+                path: None,
+                listeners,
+            })
         }
         Listen::Unix(path) => {
             let failed = |e: io::Error| format!("cannot listen on {}: {e}", path.display());
@@ -256,7 +209,13 @@ async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
             for _ in 0..workers {
                 listeners.push(Listener::Unix(first.try_clone().map_err(failed)?));
             }
-            Ok(Bound { shown: format!("unix:{}", path.display()), port: None, path: Some(path.clone()), listeners })
+            Ok(Bound {
+                name: directory::address(listen),
+                shown: format!("unix:{}", path.display()),
+                port: None,
+                path: Some(path.clone()),
+                listeners,
+            })
         }
         Listen::Tls(address) => Err(format!("cannot listen on tls:{address}: TLS is not served by this version yet")),
     }
@@ -303,7 +262,7 @@ impl Drop for Present {
     }
 }
 
-fn work(shared: &Arc<Shared>, listeners: Vec<Listener>, mut leaving: watch::Receiver<Option<Instant>>) {
+fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String)>, mut leaving: watch::Receiver<Option<Instant>>) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -316,10 +275,10 @@ fn work(shared: &Arc<Shared>, listeners: Vec<Listener>, mut leaving: watch::Rece
         let worker = Worker::new(shared);
         let sessions = Rc::<Sessions>::default();
         let mut accepting = Vec::new();
-        for listener in listeners {
+        for (listener, name) in listeners {
             let (worker, sessions) = (Rc::clone(&worker), Rc::clone(&sessions));
             accepting.push(tokio::task::spawn_local(async move {
-                if let Err(error) = accept(&worker, &sessions, listener).await {
+                if let Err(error) = accept(&worker, &sessions, listener, &name).await {
                     tracing::error!(%error, "a listener failed");
                 }
             }));
@@ -341,7 +300,7 @@ fn work(shared: &Arc<Shared>, listeners: Vec<Listener>, mut leaving: watch::Rece
     });
 }
 
-async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener) -> io::Result<()> {
+async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener, name: &str) -> io::Result<()> {
     enum Any {
         Tcp(TcpListener),
         Unix(UnixListener),
@@ -359,7 +318,7 @@ async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener
             Any::Unix(l) => l.accept().await.map(|(stream, _)| (split_unix(stream), "unix:0".into(), "unix:0".into())),
         };
         match accepted {
-            Ok(((read, write), addr, laddr)) => greet(worker, sessions, read, write, addr, laddr),
+            Ok(((read, write), addr, laddr)) => greet(worker, sessions, name, (read, write), (addr, laddr)),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 sleep(ACCEPT_PAUSE).await;
@@ -369,9 +328,19 @@ async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener
 }
 
 /// Starts the session of a new connection, or turns it away.
-fn greet(worker: &Rc<Worker>, sessions: &Rc<Sessions>, read: ReadHalf, write: WriteHalf, addr: String, laddr: String) {
+fn greet(
+    worker: &Rc<Worker>,
+    sessions: &Rc<Sessions>,
+    listener: &str,
+    (read, write): (ReadHalf, WriteHalf),
+    (addr, laddr): (String, String),
+) {
     let shared = &worker.shared;
-    if shared.clients.len() >= shared.limits.clients {
+    let limits = shared.limits.load();
+    let directory = shared.directory.load();
+    let by_address = directory.listeners.get(listener);
+    let tenant = by_address.or(directory.anonymous.as_ref());
+    if shared.clients.len() >= limits.clients || tenant.is_some_and(|t| !t.admit()) {
         let _ = write.try_write(b"-ERR max number of clients reached\r\n");
         return;
     }
@@ -382,19 +351,24 @@ fn greet(worker: &Rc<Worker>, sessions: &Rc<Sessions>, read: ReadHalf, write: Wr
         laddr,
         since: Instant::now(),
         alarm: Arc::clone(&alarm),
-        tenant: AtomicU32::new(shared.tenant.id),
+        tenant: AtomicU32::new(directory.nobody.id),
         db: AtomicU32::new(0),
         resp: AtomicU8::new(2),
         last: AtomicU16::new(u16::MAX),
         active: AtomicU64::new(0),
         queued: AtomicU32::new(NO_MULTI),
         blocked: AtomicBool::new(false),
+        login: Mutex::default(),
         labels: Mutex::default(),
     });
     tracing::debug!(client = %client.addr, id = client.id, "client connected");
     shared.clients.insert(Arc::clone(&client));
-    let down = Rc::new(Downstream::new(write, shared.limits.output, Rc::clone(&worker.spares), alarm));
-    let session = Session::new(worker, read, down, Arc::clone(&client));
+    let down = Rc::new(Downstream::new(write, limits.output, Rc::clone(&worker.spares), alarm));
+    let mut session = Session::new(worker, read, down, Arc::clone(&client));
+    session.listener_tenant = by_address.cloned();
+    if let Some(tenant) = tenant {
+        session.become_tenant(Arc::clone(tenant), None);
+    }
     sessions.count.set(sessions.count.get() + 1);
     let (present, worker) = (Present(Rc::clone(sessions)), Rc::clone(worker));
     tokio::task::spawn_local(async move {

@@ -1,30 +1,142 @@
-//! Who a connection speaks for: the namespace it sees, and what all its tenant's connections share.
+//! Who a connection speaks for: the namespace it sees, what it may do, and what all its tenant's connections share.
+
+pub mod limits;
+pub mod password;
+pub mod throttle;
 
 use std::{
+    fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
+use crate::{
+    command::{Categories, ROWS, Row, find},
+    upstream::Site,
+};
+use limits::Bucket;
+
 /// One tenant. Without `[tenants]` there is one, called `default`, whose prefix is `key_prefix`.
 #[derive(Debug)]
 pub struct Tenant {
-    /// Its number, unique in this process.
+    /// Its number, unique in this process and never used again.
     pub id: u32,
     /// Its name, as error texts and CLIENT LIST show it.
     pub name: String,
     /// What its keys begin with upstream.
     pub prefix: Arc<[u8]>,
+    /// Where its keys are.
+    pub site: Arc<Site>,
     /// The upstream database that its database 0 is.
     pub db_base: u32,
     /// How many databases it has.
     pub databases: u32,
+    /// By row index.
+    pub permitted: Permitted,
     /// CLIENT PAUSE.
     pub pause: Pause,
+    /// Rates and sizes.
+    pub limits: Limits,
+    /// Its client connections.
+    pub connections: AtomicU32,
+    /// Upstream connections that its sessions have to themselves.
+    pub pins: AtomicU32,
+    /// Declared bytes of the large requests it is sending.
+    pub large: AtomicU64,
+}
+
+impl Tenant {
+    /// One more connection; `false`, and none more, at the limit. [`Tenant::leave`] takes it back.
+    pub fn admit(&self) -> bool {
+        let limit = self.limits.connections.load(Ordering::Relaxed);
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let admitted = limit == 0 || before < limit;
+        if !admitted {
+            self.leave();
+        }
+        admitted
+    }
+
+    /// One connection less.
+    pub fn leave(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Rates and sizes of one tenant; all can be changed while it is served.
+#[derive(Debug)]
+pub struct Limits {
+    /// Commands per second.
+    pub ops: Bucket,
+    /// Bytes per second, requests and replies together.
+    pub bytes: Bucket,
+    /// Most connections; 0: no limit.
+    pub connections: AtomicU32,
+    /// Longest argument in bytes.
+    pub value_size: AtomicU64,
+    /// Replies owed to one client before no more is read from it.
+    pub in_flight: AtomicU32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            ops: Bucket::new(0, 0),
+            bytes: Bucket::new(0, 0),
+            connections: AtomicU32::new(0),
+            value_size: AtomicU64::new(512 * 1024 * 1024),
+            in_flight: AtomicU32::new(10_000),
+        }
+    }
+}
+
+/// The commands a tenant may run, of those this build serves.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Permitted(Box<[bool]>);
+
+impl fmt::Debug for Permitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} commands", self.0.iter().filter(|p| **p).count())
+    }
+}
+
+impl Permitted {
+    /// Everything served.
+    pub fn all() -> Self {
+        Self(ROWS.iter().map(Row::served).collect())
+    }
+
+    /// Nothing: a connection before login.
+    pub fn nothing() -> Self {
+        Self(vec![false; ROWS.len()].into())
+    }
+
+    /// What `allow` names (everything, if it names nothing) but for what `deny` names: commands (`get`), subcommands (`config|get`; a
+    /// container stands for all of its own) and categories (`@write`). Names that do not exist were refused with the settings.
+    pub fn from_lists(allow: &[String], deny: &[String]) -> Self {
+        let named = |list: &[String], row: &Row| {
+            list.iter().any(|item| match item.strip_prefix('@') {
+                Some(category) => Categories::named(category.as_bytes()).is_some_and(|c| row.categories.has(c)),
+                None => find(item).is_some_and(|named| named.index == row.index || named.index == row.parent),
+            })
+        };
+        Self(
+            ROWS.iter()
+                .map(|row| row.served() && (allow.is_empty() || named(allow, row)) && !named(deny, row))
+                .collect(),
+        )
+    }
+
+    /// Whether the tenant may run it.
+    #[inline]
+    pub fn has(&self, row: &Row) -> bool {
+        self.0.get(usize::from(row.index)).copied().unwrap_or(false)
+    }
 }
 
 /// CLIENT PAUSE over the tenant's own connections.
@@ -68,5 +180,28 @@ impl Pause {
             return None;
         }
         (write || !self.writes_only.load(Ordering::Relaxed)).then_some(until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_name_commands_subcommands_and_categories() {
+        let list = |items: &[&str]| items.iter().map(|i| (*i).to_owned()).collect::<Vec<_>>();
+        let has = |p: &Permitted, name: &str| p.has(find(name).expect("a row"));
+        let all = Permitted::all();
+        assert!(has(&all, "get") && has(&all, "client|list") && !has(&all, "config|set"));
+        let p = Permitted::from_lists(&[], &list(&["@dangerous", "get", "client|kill"]));
+        assert!(
+            !has(&p, "get") && has(&p, "set") && !has(&p, "flushdb") && !has(&p, "client|kill") && has(&p, "client|id")
+        );
+        let p = Permitted::from_lists(&list(&["@read", "client"]), &list(&["client|list"]));
+        assert!(has(&p, "get") && !has(&p, "set") && has(&p, "client|id") && !has(&p, "client|list"));
+        assert!(
+            !has(&Permitted::from_lists(&list(&["config|set"]), &[]), "config|set"),
+            "what is not served cannot be allowed"
+        );
     }
 }

@@ -29,6 +29,11 @@ const BLOCK: usize = 1024;
 /// Most commands queued in one transaction (isolation.md L7).
 const QUEUED: usize = 1_000_000;
 
+/// Most bytes queued in one transaction.
+const BYTES: usize = 64 * 1024 * 1024;
+/// Most commands in one transaction that are answered here: each answer is held until EXEC.
+const LOCAL: usize = 128;
+
 const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
 /// What stands in the upstream's queue for a command that is answered here.
 const PLACEHOLDER: &[u8] = b"*1\r\n$4\r\nPING\r\n";
@@ -46,8 +51,10 @@ pub struct Tx {
     rules: Vec<Rule>,
     /// Commands answered here, by position in `rules`: their arguments.
     local: Vec<(usize, Vec<Vec<u8>>)>,
-    /// The last SELECT.
-    select: Option<u32>,
+    /// The last SELECT, and whether EXEC's reply says that it was carried out.
+    select: Option<(Rc<Cell<bool>>, u32)>,
+    /// Bytes queued.
+    bytes: usize,
 }
 
 /// Takes note of a dedicated connection that broke.
@@ -181,24 +188,58 @@ fn is_whole(ahead: &[u8]) -> bool {
     false
 }
 
+/// Queues a command whose answer is known already: a mistake that the server finds only when it carries the command out.
+pub fn queue_answer(s: &mut Session, answer: &Value) -> Flow {
+    let rule = Rule::Replace(Rc::from(answer.to_bytes(s.proto)));
+    match send_placeholder(s, PLACEHOLDER) {
+        Ok(()) => {
+            queued(s, rule);
+            Flow::Next
+        }
+        Err(error) => s.refuse(error),
+    }
+}
+
+fn send_placeholder(s: &mut Session, frame: &[u8]) -> Result<(), String> {
+    let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
+    let conn = s.conn().map_err(|e| e.to_line())?;
+    if conn.dead() || s.tx.as_ref().is_some_and(|tx| tx.broken) {
+        return Err(UpstreamError::Lost.to_line());
+    }
+    conn.send(|out| out.extend_from_slice(frame));
+    conn.expect(&s.down, owed, false);
+    Ok(())
+}
+
 /// A command between MULTI and EXEC.
 fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
     let (position, broken) = s.tx.as_ref().map_or((0, true), |tx| (tx.rules.len(), tx.broken));
     if broken {
         return s.refuse(UpstreamError::Lost.to_line());
     }
-    if position >= QUEUED {
-        return s.refuse("BUSY too many commands in one transaction");
+    let (bytes, local) = s.tx.as_ref().map_or((0, 0), |tx| (tx.bytes, tx.local.len()));
+    if position >= QUEUED || bytes + frame.len() > BYTES || local >= LOCAL {
+        return s.refuse("BUSY the transaction is too large");
+    }
+    if let Some(tx) = &mut s.tx {
+        tx.bytes += frame.len();
     }
     let (rule, placeholder) = match row.class {
+        Class::Keyed | Class::Keyless if proxy::needs_other_user(s, row, args) => {
+            return s.refuse(format!(
+                "NOPERM '{}' with these options cannot be used inside a transaction",
+                row.lower_name()
+            ));
+        }
         Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),
         Class::Local => match row.name {
             "SELECT" if s.muted() => return s.refuse("ERR SELECT inside a transaction needs CLIENT REPLY ON"),
             "SELECT" => {
-                match canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < s.tenant.databases) {
+                match canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < local::databases(s)) {
                     Some(db) => {
+                        let done = Rc::<Cell<bool>>::default();
                         if let Some(tx) = &mut s.tx {
-                            tx.select = Some(db);
+                            tx.select = Some((Rc::clone(&done), db));
                         }
                         let frame = format!(
                             "*2\r\n$6\r\nSELECT\r\n${}\r\n{}\r\n",
@@ -208,7 +249,7 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
                         if let Some(own) = &s.own {
                             own.taint();
                         }
-                        (Rule::Raw, Some(frame.into_bytes()))
+                        (Rule::Note(done), Some(frame.into_bytes()))
                     }
                     None => (
                         Rule::Replace(Rc::from(local::select_error(args.at(1)).to_bytes(s.proto))),
@@ -237,15 +278,7 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
     let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
     let sent = match placeholder {
         None => proxy::send(s, row, args, frame, spans, owed, false),
-        Some(frame) => match s.conn() {
-            Ok(conn) if !conn.dead() => {
-                conn.send(|out| out.extend_from_slice(&frame));
-                conn.expect(&s.down, owed, false);
-                Ok(())
-            }
-            Ok(_) => Err(UpstreamError::Lost.to_line()),
-            Err(error) => Err(error.to_line()),
-        },
+        Some(frame) => send_placeholder(s, &frame),
     };
     if let Err(error) = sent {
         return s.refuse(error);
@@ -296,9 +329,8 @@ fn exec(s: &mut Session) -> Flow {
     } else if plain {
         Owed::Raw
     } else {
-        let committed = Rc::<Cell<bool>>::default();
-        s.select_on_commit = tx.select.map(|db| (Rc::clone(&committed), db));
-        Owed::Rewritten(Box::new(Unprefix::exec(Exec { rules: tx.rules, committed }, Rc::clone(&s.prefix))))
+        s.select_on_commit = tx.select;
+        Owed::Rewritten(Box::new(Unprefix::exec(Exec { rules: tx.rules }, Rc::clone(&s.prefix))))
     };
     conn.expect(&s.down, owed, false);
     Flow::Next

@@ -22,9 +22,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, time::Instant};
+use arc_swap::ArcSwap;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 pub use conn::{Conn, Owed};
+use control::Facts;
 
 use crate::{
     downstream::Spares,
@@ -71,9 +76,22 @@ impl Clock {
     }
 }
 
+/// What a connection may be used for, where the upstream has a user of its own for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Every command whose keys the upstream's ACL can check.
+    #[default]
+    Data,
+    /// SORT with BY or GET, and GEORADIUS with STORE: commands that no key pattern lets through, or that it does not confine. The
+    /// rewriting is their only wall.
+    Sort,
+}
+
 /// Which pool a connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
+    /// What for.
+    pub kind: Kind,
     /// The tenant's number.
     pub tenant: u32,
     /// The upstream's database.
@@ -121,9 +139,82 @@ impl fmt::Display for Target {
     }
 }
 
-impl Target {
-    /// Connects, logs in, and puts the connection into the state of pool `key`.
+/// Who tenants' connections log in as.
+#[derive(Debug)]
+pub enum Logins {
+    /// As keyfence itself.
+    Own,
+    /// Nobody may yet: the wall is required and does not stand. Why.
+    None(String),
+    /// Each as a user of its own: user and password by tenant and kind.
+    Walled(HashMap<(u32, Kind), (String, String)>),
+}
+
+/// One upstream as all workers see it.
+#[derive(Debug)]
+pub struct Site {
+    /// Its name in the settings.
+    pub name: String,
+    /// Where it is, and keyfence's own login.
+    pub target: Target,
+    /// Connections open to it.
+    pub open: Open,
+    /// Shared connections per worker and pool.
+    pub per_key: usize,
+    /// What is known of it.
+    pub facts: ArcSwap<Facts>,
+    /// Who tenants' connections log in as.
+    pub logins: ArcSwap<Logins>,
+    /// A tenant's login was refused: its user has to be made again.
+    pub login_refused: Notify,
+}
+
+impl Site {
+    /// An upstream that nothing is known of yet.
+    pub fn new(name: &str, target: Target, max_connections: usize, per_key: usize) -> Self {
+        Self {
+            name: name.into(),
+            target,
+            open: Open::new(max_connections),
+            per_key,
+            facts: ArcSwap::default(),
+            logins: ArcSwap::from_pointee(Logins::Own),
+            login_refused: Notify::new(),
+        }
+    }
+
+    /// How many dedicated connections one tenant may have: half of all, so that neither shared ones nor other tenants' go short.
+    pub fn dedicated_share(&self) -> u32 {
+        u32::try_from(self.open.limit / 2).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Connects as who `key` says, once more if its user has to be made again first.
     async fn connect(&self, key: &Key) -> io::Result<(ReadHalf, WriteHalf)> {
+        loop {
+            let logins = self.logins.load_full();
+            let login = match &*logins {
+                Logins::Own => (&self.target.username, &self.target.password),
+                Logins::None(why) => return Err(io::Error::other(why.clone())),
+                Logins::Walled(users) => match users.get(&(key.tenant, key.kind)) {
+                    Some((user, password)) => (user, password),
+                    None => return Err(io::Error::other("the tenant has no user on the upstream yet")),
+                },
+            };
+            match self.target.connect(login.0, login.1, key).await {
+                // The caller's deadline bounds this.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && matches!(*logins, Logins::Walled(_)) => {
+                    self.login_refused.notify_one();
+                    tokio::time::sleep(TICK).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Target {
+    /// Connects, logs in, and puts the connection into the state of pool `key`. A refused login is `PermissionDenied`.
+    async fn connect(&self, username: &str, password: &str, key: &Key) -> io::Result<(ReadHalf, WriteHalf)> {
         let (mut read, write) = match &self.endpoint {
             Endpoint::Tcp(host, port) => net::connect_tcp(host, *port).await?,
             Endpoint::Unix(path) => net::connect_unix(path).await?,
@@ -135,11 +226,11 @@ impl Target {
             words.iter().for_each(|w| resp::put_bulk(&mut hello, w));
             replies += 1;
         };
-        if !self.password.is_empty() {
-            if self.username.is_empty() {
-                say(&[b"AUTH", self.password.as_bytes()]);
+        if !password.is_empty() {
+            if username.is_empty() {
+                say(&[b"AUTH", password.as_bytes()]);
             } else {
-                say(&[b"AUTH", self.username.as_bytes(), self.password.as_bytes()]);
+                say(&[b"AUTH", username.as_bytes(), password.as_bytes()]);
             }
         }
         if key.proto == Proto::Resp3 {
@@ -167,7 +258,14 @@ impl Target {
             if done {
                 if got[first] == b'-' {
                     let line = got[first + 1..at].split(|&c| c == b'\r').next().unwrap_or_default();
-                    return Err(io::Error::other(String::from_utf8_lossy(line).into_owned()));
+                    let text = String::from_utf8_lossy(line).into_owned();
+                    let denied =
+                        line.starts_with(b"WRONGPASS") || line.starts_with(b"NOAUTH") || line.starts_with(b"NOPERM");
+                    return Err(if denied {
+                        io::Error::new(io::ErrorKind::PermissionDenied, text)
+                    } else {
+                        io::Error::other(text)
+                    });
                 }
                 first = at;
                 replies -= 1;
@@ -201,9 +299,10 @@ impl Open {
         self.count.load(Ordering::Relaxed)
     }
 
-    fn acquire(&self) -> Result<(), UpstreamError> {
-        let taken =
-            self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1));
+    /// A place; dedicated connections leave the last tenth to shared ones.
+    fn acquire(&self, dedicated: bool) -> Result<(), UpstreamError> {
+        let limit = if dedicated { (self.limit * 9 / 10).max(1) } else { self.limit };
+        let taken = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
         taken
             .map(drop)
             .map_err(|_| UpstreamError::Busy(format!("max_connections ({}) to the upstream are in use", self.limit)))
@@ -258,15 +357,13 @@ impl Health {
 #[derive(Debug)]
 pub struct Env {
     /// The upstream.
-    pub target: Target,
+    pub site: Arc<Site>,
     /// One read at a time goes through this buffer, whoever reads.
     pub scratch: Rc<RefCell<Vec<u8>>>,
     /// The worker's clock.
     pub clock: Rc<Clock>,
     /// The worker's spare buffers.
     pub spares: Rc<Spares>,
-    /// Connections open, over all workers.
-    pub open: Arc<Open>,
     /// Back-off.
     pub health: Health,
     /// Connects in flight.
@@ -282,30 +379,21 @@ pub struct Pool {
     shared: RefCell<HashMap<Key, Vec<Rc<Conn>>>>,
     spare: RefCell<HashMap<Key, Vec<Rc<Conn>>>>,
     all: RefCell<Vec<Weak<Conn>>>,
-    per_key: usize,
 }
 
 impl Pool {
-    /// `per_key`: shared connections per tenant, database and protocol version.
-    pub fn new(
-        target: Target,
-        open: Arc<Open>,
-        per_key: usize,
-        scratch: Rc<RefCell<Vec<u8>>>,
-        clock: Rc<Clock>,
-        spares: Rc<Spares>,
-    ) -> Self {
+    /// No connection is opened before it is asked for.
+    pub fn new(site: Arc<Site>, scratch: Rc<RefCell<Vec<u8>>>, clock: Rc<Clock>, spares: Rc<Spares>) -> Self {
         let env = Rc::new(Env {
-            target,
+            site,
             scratch,
             clock,
             spares,
-            open,
             health: Health::default(),
             connects: Semaphore::new(CONNECTS),
             isolation_failures: Cell::new(0),
         });
-        Self { env, shared: RefCell::default(), spare: RefCell::default(), all: RefCell::default(), per_key }
+        Self { env, shared: RefCell::default(), spare: RefCell::default(), all: RefCell::default() }
     }
 
     /// A shared connection; sessions with the same `turn` get the same one.
@@ -315,11 +403,11 @@ impl Pool {
     pub fn shared(&self, key: Key, turn: usize) -> Result<Rc<Conn>, UpstreamError> {
         let mut shared = self.shared.borrow_mut();
         let conns = shared.entry(key).or_default();
-        let at = turn % self.per_key;
-        if let Some(conn) = conns.get(at).filter(|c| !c.dead()) {
+        let at = turn % self.env.site.per_key;
+        if let Some(conn) = conns.get(at).filter(|c| !c.dead() && !c.retired()) {
             return Ok(Rc::clone(conn));
         }
-        let conn = self.open(key)?;
+        let conn = self.open(key, false)?;
         match conns.get_mut(at) {
             Some(place) => *place = Rc::clone(&conn),
             None => conns.push(Rc::clone(&conn)),
@@ -337,7 +425,7 @@ impl Pool {
                 return Ok(conn);
             }
         }
-        self.open(key)
+        self.open(key, true)
     }
 
     /// Takes a dedicated connection back, or closes it when its state would surprise its next user.
@@ -349,9 +437,9 @@ impl Pool {
         }
     }
 
-    fn open(&self, key: Key) -> Result<Rc<Conn>, UpstreamError> {
+    fn open(&self, key: Key, dedicated: bool) -> Result<Rc<Conn>, UpstreamError> {
         self.env.health.check()?;
-        self.env.open.acquire()?;
+        self.env.site.open.acquire(dedicated)?;
         let conn = Conn::open(&self.env, key);
         self.all.borrow_mut().push(Rc::downgrade(&conn));
         Ok(conn)
@@ -359,7 +447,7 @@ impl Pool {
 
     /// Once per tick: deadlines.
     pub fn tick(&self) {
-        let limit = ticks(self.env.target.socket_timeout);
+        let limit = ticks(self.env.site.target.socket_timeout);
         self.all.borrow_mut().retain(|c| c.strong_count() > 0);
         // The list is not held while a connection fails: that may lead to the next one being opened.
         let mut i = 0;
@@ -399,6 +487,11 @@ impl Pool {
                 conn.send_own(b"*1\r\n$4\r\nPING\r\n");
             }
         }
+    }
+
+    /// Whether it has any connection.
+    pub fn in_use(&self) -> bool {
+        self.all.borrow().iter().any(|c| c.strong_count() > 0)
     }
 
     /// What its connections share.

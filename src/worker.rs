@@ -1,21 +1,20 @@
 //! One thread of the proxy: a current-thread runtime with its own listeners and upstream connections. A connection lives and dies on its
 //! worker; what workers share is [`Shared`], and nothing in it is locked on the path of a command.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
-use arc_swap::{ArcSwap, Cache};
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
 use tokio::time::Instant;
 
 use crate::{
     clients::Clients,
     command::Slot,
+    directory::Directory,
     downstream::{Downstream, Spares},
     scoped::Flushes,
-    tenant::Tenant,
-    upstream::{
-        Clock, Open, Pool, TICK, Target,
-        control::{Control, Facts},
-    },
+    tenant::{Tenant, throttle::Throttle},
+    upstream::{Clock, Kind, Logins, Pool, Site, TICK, control::Control},
 };
 
 /// Size of the buffer that everything a worker reads passes through, in bytes.
@@ -32,27 +31,21 @@ pub struct ClientLimits {
     pub clients: usize,
     /// `client_idle_timeout`.
     pub idle: Option<Duration>,
-    /// Replies owed to one client before no more is read from it.
-    pub in_flight: u32,
 }
 
 /// What all workers share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The upstream.
-    pub target: Target,
-    /// Connections open to it.
-    pub open: Arc<Open>,
-    /// Shared connections per worker and pool.
-    pub connections_per_worker: usize,
-    /// What is known of it.
-    pub facts: ArcSwap<Facts>,
+    /// Who may log in, and as whom.
+    pub directory: ArcSwap<Directory>,
     /// All clients.
     pub clients: Clients,
     /// Limits of every client.
-    pub limits: ClientLimits,
-    /// The tenant of a connection that has not logged in.
-    pub tenant: Arc<Tenant>,
+    pub limits: ArcSwap<ClientLimits>,
+    /// Failed logins by address.
+    pub throttle: Throttle,
+    /// Tenants that came to be by logging in to the upstream.
+    pub newcomers: DashMap<String, Arc<Tenant>>,
     /// FLUSHDBs in progress.
     pub flushes: Flushes,
     /// When this process began to serve.
@@ -61,6 +54,40 @@ pub struct Shared {
     pub port: u16,
     /// 40 hexadecimal digits, new at each start, shown in INFO.
     pub run_id: String,
+}
+
+impl Shared {
+    /// The tenant that the upstream's user is, who has just logged in there with `password`; its connections will, too.
+    pub fn newcomer(&self, directory: &Directory, user: &str, password: &str) -> Option<Arc<Tenant>> {
+        let known = self.newcomers.get(user).map(|t| Arc::clone(&t));
+        let tenant = match known {
+            Some(tenant) => tenant,
+            None => self.newcomers.entry(user.to_owned()).or_insert(directory.newcomer(user)?).clone(),
+        };
+        let login = (user.to_owned(), password.to_owned());
+        let known = |logins: &Logins| matches!(logins, Logins::Walled(users) if users.get(&(tenant.id, Kind::Data)) == Some(&login));
+        if !known(&tenant.site.logins.load()) {
+            tenant.site.logins.rcu(|logins| {
+                let mut users = if let Logins::Walled(users) = &**logins { users.clone() } else { HashMap::new() };
+                for kind in [Kind::Data, Kind::Sort] {
+                    users.insert((tenant.id, kind), login.clone());
+                }
+                Logins::Walled(users)
+            });
+        }
+        Some(tenant)
+    }
+}
+
+/// One upstream as one worker reaches it.
+#[derive(Debug)]
+pub struct Reach {
+    /// The upstream.
+    pub site: Arc<Site>,
+    /// Connections for the data path.
+    pub pool: Pool,
+    /// The connection for scoped work.
+    pub control: Control,
 }
 
 /// See the module.
@@ -74,57 +101,42 @@ pub struct Worker {
     pub clock: Rc<Clock>,
     /// Empty buffers.
     pub spares: Rc<Spares>,
-    /// Upstream connections.
-    pub pool: Pool,
-    /// The connection for scoped work.
-    pub control: Control,
+    /// Upstreams, as they come into use; few.
+    reaches: RefCell<Vec<Rc<Reach>>>,
     /// Scratch space of the key walker.
     pub marks: RefCell<Vec<(u32, Slot)>>,
-    facts: RefCell<Cache<FactsRef, Arc<Facts>>>,
     /// Clients whose sockets were found full: who, at which tick, with how much written.
     full: RefCell<Vec<(std::rc::Weak<Downstream>, u32, u64)>>,
-}
-
-#[derive(Debug)]
-struct FactsRef(Arc<Shared>);
-
-impl std::ops::Deref for FactsRef {
-    type Target = ArcSwap<Facts>;
-    fn deref(&self) -> &Self::Target {
-        &self.0.facts
-    }
 }
 
 impl Worker {
     /// A worker on this thread.
     pub fn new(shared: &Arc<Shared>) -> Rc<Self> {
-        let scratch = Rc::new(RefCell::new(vec![0; SCRATCH]));
-        let clock = Rc::<Clock>::default();
-        let spares = Rc::<Spares>::default();
-        let pool = Pool::new(
-            shared.target.clone(),
-            Arc::clone(&shared.open),
-            shared.connections_per_worker,
-            Rc::clone(&scratch),
-            Rc::clone(&clock),
-            Rc::clone(&spares),
-        );
         Rc::new(Self {
             shared: Arc::clone(shared),
-            scratch,
-            clock,
-            spares,
-            pool,
-            control: Control::new(shared.target.clone()),
+            scratch: Rc::new(RefCell::new(vec![0; SCRATCH])),
+            clock: Rc::default(),
+            spares: Rc::default(),
+            reaches: RefCell::default(),
             marks: RefCell::default(),
-            facts: RefCell::new(Cache::new(FactsRef(Arc::clone(shared)))),
             full: RefCell::default(),
         })
     }
 
-    /// Reads what is known of the upstream.
-    pub fn facts<R>(&self, read: impl FnOnce(&Facts) -> R) -> R {
-        read(self.facts.borrow_mut().load())
+    /// This worker's connections to an upstream.
+    pub fn reach(&self, site: &Arc<Site>) -> Rc<Reach> {
+        let mut reaches = self.reaches.borrow_mut();
+        if let Some(reach) = reaches.iter().find(|r| Arc::ptr_eq(&r.site, site)) {
+            return Rc::clone(reach);
+        }
+        let (scratch, clock, spares) = (Rc::clone(&self.scratch), Rc::clone(&self.clock), Rc::clone(&self.spares));
+        let reach = Rc::new(Reach {
+            site: Arc::clone(site),
+            pool: Pool::new(Arc::clone(site), scratch, clock, spares),
+            control: Control::new(site.target.clone()),
+        });
+        reaches.push(Rc::clone(&reach));
+        reach
     }
 
     /// Runs the worker's clock, for ever: deadlines each tick, tidying each second.
@@ -135,9 +147,13 @@ impl Worker {
         loop {
             every.tick().await;
             self.clock.advance();
-            self.pool.tick();
+            self.reaches.borrow().iter().for_each(|r| r.pool.tick());
             if self.clock.now().is_multiple_of(per_second) {
-                self.pool.tidy();
+                // One that only this list knows any more was taken out of the settings, or nobody uses it.
+                self.reaches.borrow_mut().retain(|r| {
+                    r.pool.tidy();
+                    Rc::strong_count(r) > 1 || r.pool.in_use()
+                });
                 self.drop_stalled();
             }
         }

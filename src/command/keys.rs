@@ -181,9 +181,10 @@ fn streams(args: &Args<'_>, group: bool) -> Streams {
             i += 2;
         } else if (is(word, "COUNT") || group && is(word, "CLAIM")) && left >= 1 {
             i += 2;
-        } else if group && is(word, "GROUP") && left >= 2 {
+        // XREAD has neither: the server says so as soon as it meets one, and has read no name by then.
+        } else if is(word, "GROUP") && left >= 2 {
             i += 3;
-        } else if group && is(word, "NOACK") {
+        } else if is(word, "NOACK") {
             i += 1;
         } else {
             break;

@@ -2,14 +2,18 @@
 
 use super::source::{Layers, NOT_SERVED};
 use super::{
-    AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Limits, Listen, Log, LogFormat, Prefix,
-    Scripts, Secret, Tenant, Tier, Tls, Upstream, UpstreamTls, endpoint, value,
+    AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Scripts,
+    Secret, Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
 };
 
 impl Config {
     pub(super) fn build(s: &Layers) -> Result<Self, ConfigError> {
         let listen = listeners(s, "listen")?;
-        if listen.is_empty() {
+        let mode = if s.text("auth.mode") == "upstream" { AuthMode::Upstream } else { AuthMode::Static };
+        let upstream_prefix =
+            Template::new(&s.text("auth.upstream_prefix")).map_err(|e| s.error("auth.upstream_prefix", e))?;
+        let tenants = tenants::read(s, mode, &upstream_prefix)?;
+        if listen.is_empty() && tenants.iter().all(|t| t.listen.is_empty()) {
             return Err(s.error("listen", "names no address, so that nobody could connect"));
         }
         let idle = s.duration("client_idle_timeout");
@@ -28,14 +32,10 @@ impl Config {
             upstream: upstream(s, "upstream")?,
             upstreams: s
                 .names("upstreams")
-                .map(|name| Ok((name.to_string(), upstream(s, &format!("upstreams.{name}"))?)))
+                .map(|name| Ok((name.to_string(), upstream(s, &table::join(&["upstreams", name]))?)))
                 .collect::<Result<_, ConfigError>>()?,
-            auth: Auth {
-                mode: if s.text("auth.mode") == "upstream" { AuthMode::Upstream } else { AuthMode::Static },
-                upstream_prefix: s.text("auth.upstream_prefix"),
-                default_tenant: s.text("auth.default_tenant"),
-            },
-            tenants: s.names("tenants").map(|name| tenant(s, name)).collect::<Result<_, _>>()?,
+            auth: Auth { mode, upstream_prefix, default_tenant: s.text("auth.default_tenant") },
+            tenants,
             tier: Tier {
                 enabled: s.bool("tier.enabled"),
                 max_memory: s.number("tier.max_memory")?,
@@ -63,33 +63,8 @@ impl Config {
                 format: if s.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
             },
         };
-        config.check_tenants(s)?;
+        tenants::check(&config, s)?;
         Ok(config)
-    }
-
-    /// No tenant's prefix may begin with another's, and only one that is alone in its place may have none.
-    fn check_tenants(&self, s: &Layers) -> Result<(), ConfigError> {
-        for (i, a) in self.tenants.iter().enumerate() {
-            let key = format!("tenants.{}.prefix", a.name);
-            for (j, b) in self.tenants.iter().enumerate() {
-                let (Some(ours), Some(theirs)) = (&a.prefix, &b.prefix) else {
-                    if i != j && a.prefix.is_none() && a.upstream == b.upstream {
-                        let message = format!(
-                            "a tenant without a prefix must be alone on its upstream, and '{}' is there too",
-                            b.name
-                        );
-                        return Err(s.error(&key, message));
-                    }
-                    continue;
-                };
-                if i != j && ours.as_bytes().starts_with(theirs.as_bytes()) {
-                    return Err(
-                        s.error(&key, format!("'{ours}' begins with '{theirs}', the prefix of tenant '{}'", b.name))
-                    );
-                }
-            }
-        }
-        Ok(())
     }
 
     /// What the rows cannot say: single values that this version parses but does not serve.
@@ -97,8 +72,14 @@ impl Config {
         if self.listen.iter().any(|l| matches!(l, Listen::Tls(_))) {
             return Err(s.error("listen", format!("tls: {NOT_SERVED}")));
         }
-        if self.upstream.acl_wall == AclWall::Require {
-            return Err(s.error("upstream.acl_wall", NOT_SERVED));
+        for tenant in &self.tenants {
+            let key = |name: &str| tenants::key(&tenant.name, name);
+            if tenant.listen.iter().any(|l| matches!(l, Listen::Tls(_))) {
+                return Err(s.error(&key("listen"), format!("tls: {NOT_SERVED}")));
+            }
+            if tenant.scripts == Scripts::On {
+                return Err(s.error(&key("scripts"), format!("on: {NOT_SERVED}")));
+            }
         }
         Ok(())
     }
@@ -178,44 +159,7 @@ fn upstream(s: &Layers, section: &str) -> Result<Upstream, ConfigError> {
     })
 }
 
-fn tenant(s: &Layers, name: &str) -> Result<Tenant, ConfigError> {
-    let key = |part: &str| format!("tenants.{name}.{part}");
-    let prefix = if s.is_set(&key("prefix")) { s.text(&key("prefix")) } else { format!("{name}:") };
-    let limit = |part: &str| s.number(&key(&format!("limits.{part}")));
-    Ok(Tenant {
-        name: name.into(),
-        prefix: match prefix.as_str() {
-            "" => None,
-            text => Some(Prefix::new(text).map_err(|e| s.error(&key("prefix"), e))?),
-        },
-        passwords: s.texts(&key("passwords")).into_iter().map(Secret::new).collect(),
-        upstream: s.text(&key("upstream")),
-        db: s.number(&key("db"))?,
-        databases: s.number(&key("databases"))?,
-        listen: listeners(s, &key("listen"))?,
-        tls_identities: s.texts(&key("tls_identities")),
-        allow: s.texts(&key("commands.allow")),
-        deny: s.texts(&key("commands.deny")),
-        scripts: match s.text(&key("scripts")).as_str() {
-            "on" => Scripts::On,
-            "off" => Scripts::Off,
-            _ => Scripts::Auto,
-        },
-        limits: Limits {
-            ops_per_second: limit("ops_per_second")?,
-            burst: limit("burst")?,
-            bytes_per_second: limit("bytes_per_second")?,
-            connections: limit("connections")?,
-            keys: limit("keys")?,
-            memory: limit("memory")?,
-            value_size: limit("value_size")?,
-            in_flight: limit("in_flight")?,
-        },
-        tier: s.bool(&key("tier")),
-    })
-}
-
-fn listeners(s: &Layers, key: &str) -> Result<Vec<Listen>, ConfigError> {
+pub(super) fn listeners(s: &Layers, key: &str) -> Result<Vec<Listen>, ConfigError> {
     let mut all = Vec::new();
     for text in s.texts(key) {
         let listen = if let Some(path) = text.strip_prefix("unix:") {

@@ -4,9 +4,10 @@
 use super::table::{self, SETTINGS, Setting, VARIABLES};
 use super::value::{self, Kind, Value, Written};
 use super::{CliOverrides, ConfigError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -46,9 +47,12 @@ impl fmt::Display for Origin {
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     values: BTreeMap<String, (Value, Origin)>,
-    /// Names under `tenants` and `upstreams`, as `tenants.acme`, with the first place that names them.
-    named: BTreeMap<String, Origin>,
+    /// Names under `tenants` and `upstreams`, with the first place that names them.
+    named: BTreeMap<(&'static str, String), Origin>,
 }
+
+/// The sections whose keys are names that the operator chooses.
+const NAMING: [&str; 2] = ["tenants", "upstreams"];
 
 impl Layers {
     /// Everything that was set, the higher place winning.
@@ -68,7 +72,7 @@ impl Layers {
 
     /// The names given under `section` (`tenants` or `upstreams`).
     pub(super) fn names<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a str> {
-        self.named.keys().filter_map(move |path| path.strip_prefix(section)?.strip_prefix('.'))
+        self.named.keys().filter(move |(above, _)| *above == section).map(|(_, name)| name.as_str())
     }
 
     /// Whether `path` was set anywhere.
@@ -77,7 +81,14 @@ impl Layers {
     }
 
     pub(super) fn origin(&self, path: &str) -> &Origin {
-        self.values.get(path).map(|(_, origin)| origin).or_else(|| self.named.get(path)).unwrap_or(&Origin::Default)
+        self.values.get(path).map_or_else(|| self.origin_of_section(path), |(_, origin)| origin)
+    }
+
+    /// Where the tenant or upstream of a key that was not set is named.
+    fn origin_of_section(&self, path: &str) -> &Origin {
+        let mut parts = table::split(path).into_iter();
+        let section = parts.next().and_then(|part| NAMING.into_iter().find(|n| *n == part));
+        section.zip(parts.next()).and_then(|key| self.named.get(&key)).unwrap_or(&Origin::Default)
     }
 
     /// An error about `path`, naming the place where it was set.
@@ -87,9 +98,6 @@ impl Layers {
 
     /// The first thing that this version parses but does not serve.
     pub(super) fn unserved(&self) -> Result<(), ConfigError> {
-        if let Some(path) = self.named.keys().next() {
-            return Err(self.error(path, NOT_SERVED));
-        }
         for (path, (value, _)) in &self.values {
             let row = row(path);
             if row.later && *value != default_of(row) {
@@ -140,7 +148,8 @@ impl Layers {
     }
 
     fn add_file(&mut self, name: &Path, text: &str) -> Result<(), ConfigError> {
-        let place = |at: usize| Origin::File { name: name.into(), line: line_of(text, at) };
+        let ends: Vec<usize> = memchr::memchr_iter(b'\n', text.as_bytes()).collect();
+        let place = |at: usize| Origin::File { name: name.into(), line: 1 + ends.partition_point(|end| *end < at) };
         let root = DeTable::parse(text).map_err(|e| {
             let at = place(e.span().map_or(0, |span| span.start));
             ConfigError::at(&at, "", e.message().replace('\n', ", "))
@@ -160,21 +169,21 @@ impl Layers {
             let parts: Vec<&str> = path.iter().map(String::as_str).collect();
             if table::is_section(&parts) {
                 let DeValue::Table(inner) = item.get_ref() else {
-                    return Err(ConfigError::at(&at, &path.join("."), "expected a section with keys of its own"));
+                    return Err(ConfigError::at(&at, &table::join(path), "expected a section with keys of its own"));
                 };
                 self.add_name(&parts, &at)?;
                 self.add_table(path, inner, place)?;
             } else if let Some(setting) = table::find(&parts) {
                 let written = written(item);
-                self.set(path.join("."), setting, &written, at)?;
+                self.set(table::join(path), setting, &written, at)?;
             } else if let Some((setting, canonical)) = secret_file(&parts) {
                 let DeValue::String(file) = item.get_ref() else {
-                    return Err(ConfigError::at(&at, &path.join("."), "expected the name of a file"));
+                    return Err(ConfigError::at(&at, &table::join(path), "expected the name of a file"));
                 };
-                let written = read_secret(setting, file).map_err(|e| ConfigError::at(&at, &path.join("."), e))?;
+                let written = read_secret(setting, file).map_err(|e| ConfigError::at(&at, &table::join(path), e))?;
                 self.set(canonical, setting, &written, at)?;
             } else {
-                return Err(ConfigError::at(&at, &path.join("."), unknown_key(&parts)));
+                return Err(ConfigError::at(&at, &table::join(path), unknown_key(&parts)));
             }
             path.pop();
         }
@@ -186,9 +195,12 @@ impl Layers {
         variables.sort();
         for (name, text) in variables {
             let at = Origin::Variable(name.clone());
-            let (path, setting, in_file) =
-                self.path_of_variable(&name).ok_or_else(|| ConfigError::at(&at, "", unknown_variable(&name)))?;
-            let parts: Vec<&str> = path.split('.').collect();
+            let (path, setting, in_file) = self
+                .path_of_variable(&name)
+                .map_err(|e| ConfigError::at(&at, "", e))?
+                .ok_or_else(|| ConfigError::at(&at, "", unknown_variable(&name)))?;
+            let parts = table::split(&path);
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
             self.add_name(parts.get(..2).unwrap_or_default(), &at)?;
             // PASSWORD is one password whole, commas and all.
             let alone = setting.kind == Kind::Secrets && name.ends_with("PASSWORD");
@@ -244,29 +256,41 @@ impl Layers {
     }
 
     fn add_name(&mut self, parts: &[&str], at: &Origin) -> Result<(), ConfigError> {
-        let [section @ ("tenants" | "upstreams"), name] = parts else {
-            return Ok(());
-        };
-        let usual = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(usual) {
-            let message = "a name has 1 to 64 letters, digits, '_' and '-'";
-            return Err(ConfigError::at(at, &format!("{section}.{name}"), message));
+        let [section, name] = parts else { return Ok(()) };
+        let Some(section) = NAMING.into_iter().find(|known| known == section) else { return Ok(()) };
+        let wrong = |message: &str| Err(ConfigError::at(at, &table::join(parts), message));
+        // A tenant's name is what its users log in with, and stands in lines of CLIENT LIST; that of an upstream is ours alone.
+        let bare = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        if section == "tenants" {
+            if name.is_empty() || name.len() > 128 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+                return wrong("a tenant's name has 1 to 128 bytes, and no spaces or control characters");
+            }
+        } else if name.is_empty() || name.len() > 64 || !name.chars().all(bare) {
+            return wrong("an upstream's name has 1 to 64 letters, digits, '_' and '-'");
+        } else if *name == "default" {
+            return wrong("'default' is the name of [upstream]: write its keys there, or choose another name");
         }
-        self.named.entry(format!("{section}.{name}")).or_insert_with(|| at.clone());
+        self.named.entry((section, (*name).to_string())).or_insert_with(|| at.clone());
         Ok(())
     }
 
     /// What a variable sets, and whether it names a file that holds the value.
-    fn path_of_variable(&self, name: &str) -> Option<(String, &'static Setting, bool)> {
-        let parts: Vec<&str> = name.strip_prefix(VARIABLES)?.split("__").collect();
+    fn path_of_variable(&self, name: &str) -> Result<Option<(String, &'static Setting, bool)>, String> {
+        let parts: Vec<&str> = name.strip_prefix(VARIABLES).unwrap_or(name).split("__").collect();
         let mut path: Vec<String> = parts.iter().map(|p| p.to_ascii_lowercase()).collect();
         if let [section, chosen, ..] = path.as_mut_slice()
             && let [_, written, ..] = parts.as_slice()
-            && matches!(section.as_str(), "tenants" | "upstreams")
-            // Capitals and '_' stand for whatever the file's name has there.
-            && let Some(known) = self.names(section).find(|known| as_variable(known) == *written)
+            && NAMING.contains(&section.as_str())
         {
-            *chosen = known.to_string();
+            // Capitals and '_' stand for whatever the file's name has there.
+            let mut known = self.names(section).filter(|known| as_variable(known) == *written);
+            if let Some(first) = known.next() {
+                if let Some(second) = known.next() {
+                    let (first, second) = (value::quoted(first), value::quoted(second));
+                    return Err(format!("may mean {first} or {second}: set it in the file"));
+                }
+                *chosen = first.to_string();
+            }
         }
         if let [section, _, password] = path.as_mut_slice()
             && section == "tenants"
@@ -275,10 +299,10 @@ impl Layers {
             *password = password.replace("password", "passwords");
         }
         let parts: Vec<&str> = path.iter().map(String::as_str).collect();
-        match table::find(&parts) {
-            Some(setting) => Some((path.join("."), setting, false)),
+        Ok(match table::find(&parts) {
+            Some(setting) => Some((table::join(&path), setting, false)),
             None => secret_file(&parts).map(|(setting, path)| (path, setting, true)),
-        }
+        })
     }
 }
 
@@ -302,11 +326,19 @@ fn as_variable(name: &str) -> String {
 }
 
 fn row(path: &str) -> &'static Setting {
-    let parts: Vec<&str> = path.split('.').collect();
+    let parts = table::split(path);
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     table::find(&parts).unwrap_or_else(|| unreachable!("{path} has no row: every path in the code is read by a test"))
 }
 
+/// The default of a row, read once.
 fn default_of(row: &Setting) -> Value {
+    static READ: LazyLock<HashMap<&str, Value>> =
+        LazyLock::new(|| SETTINGS.iter().map(|row| (row.path, read_default(row))).collect());
+    READ.get(row.path).cloned().unwrap_or_else(|| read_default(row))
+}
+
+fn read_default(row: &Setting) -> Value {
     let text = format!("default = {}", row.default);
     DeTable::parse(&text)
         .ok()
@@ -323,7 +355,7 @@ fn secret_file(path: &[&str]) -> Option<(&'static Setting, String)> {
     let (last, before) = path.split_last()?;
     let mut plain = before.to_vec();
     plain.push(last.strip_suffix("_file")?);
-    table::find(&plain).filter(|s| s.kind.is_secret()).map(|s| (s, plain.join(".")))
+    table::find(&plain).filter(|s| s.kind.is_secret()).map(|s| (s, table::join(&plain)))
 }
 
 fn read_secret(setting: &Setting, file: &str) -> Result<Written, String> {
@@ -350,10 +382,6 @@ fn written(item: &Spanned<DeValue<'_>>) -> Written {
         DeValue::Datetime(_) => Written::Other("a date"),
         DeValue::Table(_) => Written::Other("a section"),
     }
-}
-
-fn line_of(text: &str, at: usize) -> usize {
-    1 + text.bytes().take(at).filter(|b| *b == b'\n').count()
 }
 
 fn unknown_key(path: &[&str]) -> String {
@@ -389,7 +417,7 @@ fn unknown_variable(name: &str) -> String {
 }
 
 /// The candidate fewest edits away, if that is a third of the word at most.
-fn nearest(word: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
+pub(super) fn nearest(word: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
     let (distance, near) =
         candidates.map(|c| (strsim::damerau_levenshtein(word, &c), c)).min_by_key(|(distance, _)| *distance)?;
     // Long names share long beginnings: a third of the part after `__` is what counts.

@@ -71,7 +71,7 @@ pub static SETTINGS: &[Setting] = &[
     row("upstream.connect_timeout", Duration(1), r#""1s""#, "The longest one attempt to connect may take."),
     row("upstream.connections_per_worker", Int(1, 64), "1", "Shared connections of each worker and tenant."),
     row("upstream.max_connections", Int(1, 100_000), "1000", "Most connections of all kinds; past it an error, not a stall."),
-    row("upstream.acl_wall", WALL, r#""auto""#, "The upstream's own ACL as a second wall; `require` is not served yet."),
+    row("upstream.acl_wall", WALL, r#""auto""#, "The upstream's own ACL as a second wall."),
     later("upstream.tls.ca_file", Text, r#""""#, "Certificate authority of the upstream."),
     later("upstream.tls.cert_file", Text, r#""""#, "Our certificate."),
     later("upstream.tls.key_file", Text, r#""""#, "Its key."),
@@ -79,46 +79,46 @@ pub static SETTINGS: &[Setting] = &[
     later("upstream.tls.insecure_skip_verify", Bool, "false", "Accept any certificate."),
     row("upstream.managed.dir", Text, r#""keyfence-data""#, "Data folder of a managed upstream; made if absent."),
     row("upstream.managed.save", Text, r#""3600 1 300 100 60 10000""#, "When it saves: pairs of seconds and changes; empty: never."),
-    later("upstreams.*.url", Secret, r#""""#, "As `upstream.url`."),
-    later("upstreams.*.host", Text, r#""localhost""#, "As `upstream.host`."),
-    later("upstreams.*.port", PORT, "6379", "As `upstream.port`."),
-    later("upstreams.*.db", DB, "0", "As `upstream.db`."),
-    later("upstreams.*.username", Text, r#""""#, "As `upstream.username`."),
-    later("upstreams.*.password", Secret, r#""""#, "As `upstream.password`."),
+    row("upstreams.*.url", Secret, r#""""#, "As `upstream.url`."),
+    row("upstreams.*.host", Text, r#""localhost""#, "As `upstream.host`."),
+    row("upstreams.*.port", PORT, "6379", "As `upstream.port`."),
+    row("upstreams.*.db", DB, "0", "As `upstream.db`."),
+    row("upstreams.*.username", Text, r#""""#, "As `upstream.username`."),
+    row("upstreams.*.password", Secret, r#""""#, "As `upstream.password`."),
     later("upstreams.*.use_tls", Bool, "false", "As `upstream.use_tls`."),
-    later("upstreams.*.socket_timeout", Duration(1), r#""5s""#, "As `upstream.socket_timeout`."),
-    later("upstreams.*.connect_timeout", Duration(1), r#""1s""#, "As `upstream.connect_timeout`."),
-    later("upstreams.*.connections_per_worker", Int(1, 64), "1", "As `upstream.connections_per_worker`."),
-    later("upstreams.*.max_connections", Int(1, 100_000), "1000", "As `upstream.max_connections`."),
-    later("upstreams.*.acl_wall", WALL, r#""auto""#, "As `upstream.acl_wall`."),
+    row("upstreams.*.socket_timeout", Duration(1), r#""5s""#, "As `upstream.socket_timeout`."),
+    row("upstreams.*.connect_timeout", Duration(1), r#""1s""#, "As `upstream.connect_timeout`."),
+    row("upstreams.*.connections_per_worker", Int(1, 64), "1", "As `upstream.connections_per_worker`."),
+    row("upstreams.*.max_connections", Int(1, 100_000), "1000", "As `upstream.max_connections`."),
+    row("upstreams.*.acl_wall", WALL, r#""auto""#, "As `upstream.acl_wall`."),
     later("upstreams.*.tls.ca_file", Text, r#""""#, "As `upstream.tls.ca_file`."),
     later("upstreams.*.tls.cert_file", Text, r#""""#, "As `upstream.tls.cert_file`."),
     later("upstreams.*.tls.key_file", Text, r#""""#, "As `upstream.tls.key_file`."),
     later("upstreams.*.tls.server_name", Text, r#""""#, "As `upstream.tls.server_name`."),
     later("upstreams.*.tls.insecure_skip_verify", Bool, "false", "As `upstream.tls.insecure_skip_verify`."),
-    later("upstreams.*.managed.dir", Text, r#""keyfence-data""#, "As `upstream.managed.dir`."),
-    later("upstreams.*.managed.save", Text, r#""3600 1 300 100 60 10000""#, "As `upstream.managed.save`."),
-    later("auth.mode", Choice(&["static", "upstream"]), r#""static""#, "Who checks a login: `[tenants]`, or the upstream's own ACL."),
-    row("auth.upstream_prefix", Text, r#""{user}:""#, "With mode `upstream`: the prefix that a login name makes."),
-    later("auth.default_tenant", Text, r#""""#, "Who a connection is before it logs in."),
-    later("tenants.*.prefix", Text, r#""<name>:""#, "What this tenant's names begin with upstream."),
-    later("tenants.*.passwords", Secrets, "[]", "Passwords or their hashes."),
-    later("tenants.*.upstream", Text, r#""default""#, "The upstream it lives on."),
-    later("tenants.*.db", DB, "0", "Its first database."),
-    later("tenants.*.databases", Int(1, 65_536), "1", "How many databases SELECT may reach, from `db` upward."),
-    later("tenants.*.listen", Texts, "[]", "Addresses where a connection is this tenant without a login."),
+    row("upstreams.*.managed.dir", Text, r#""keyfence-data""#, "As `upstream.managed.dir`."),
+    row("upstreams.*.managed.save", Text, r#""3600 1 300 100 60 10000""#, "As `upstream.managed.save`."),
+    row("auth.mode", Choice(&["static", "upstream"]), r#""static""#, "Who checks a login: `[tenants]`, or the upstream's own ACL."),
+    row("auth.upstream_prefix", Text, r#""{user}:""#, "With mode `upstream`: the prefix that a login name makes; its bytes other than letters, digits and `_.-@+=~/` are written `%XX`."),
+    row("auth.default_tenant", Text, r#""""#, "The tenant that a connection is before it logs in; empty: none."),
+    row("tenants.*.prefix", Text, r#""<name>:""#, "What this tenant's names begin with upstream; no other tenant's there may begin with it. Empty: none, for a tenant alone on its upstream."),
+    row("tenants.*.passwords", Secrets, "[]", "Passwords or their hashes, any of which logs in: plain text, `sha256:…`, `#…` or `$argon2id$…`; see `keyfence hash-password`."),
+    row("tenants.*.upstream", Text, r#""default""#, "The upstream it lives on: `default`, which is `[upstream]`, or a name of `[upstreams]`."),
+    row("tenants.*.db", DB, "0", "Its first database."),
+    row("tenants.*.databases", Int(1, 65_536), "1", "How many databases SELECT may reach, from `db` upward."),
+    row("tenants.*.listen", Texts, "[]", "Addresses where a connection is this tenant without a login."),
     later("tenants.*.tls_identities", Texts, "[]", "Names in a client certificate, or SNI names, that are this tenant."),
-    later("tenants.*.commands.allow", Texts, "[]", "Commands it may run besides the usual ones."),
-    later("tenants.*.commands.deny", Texts, "[]", "Commands it may not run."),
-    later("tenants.*.scripts", Choice(&["auto", "on", "off"]), r#""auto""#, "Whether it may run scripts; auto: behind a wall."),
-    later("tenants.*.limits.ops_per_second", Int(0, ANY), "0", "Commands per second; 0: no limit."),
-    later("tenants.*.limits.burst", Int(0, ANY), "0", "Commands at once above the rate; 0: none."),
-    later("tenants.*.limits.bytes_per_second", Size(0, ANY), r#""0B""#, "Bytes per second; 0: no limit."),
-    later("tenants.*.limits.connections", Int(0, ANY), "0", "Connections; 0: no limit."),
+    row("tenants.*.commands.allow", Texts, "[]", "Commands it may run besides the usual ones: names, `config|get`, `@category`."),
+    row("tenants.*.commands.deny", Texts, "[]", "Commands it may not run, in the same words; goes before `allow`."),
+    row("tenants.*.scripts", Choice(&["auto", "on", "off"]), r#""auto""#, "Whether it may run scripts; auto: behind a wall. `on` is not served yet."),
+    row("tenants.*.limits.ops_per_second", Int(0, ANY), "0", "Commands per second; 0: no limit."),
+    row("tenants.*.limits.burst", Int(0, ANY), "0", "Commands at once above the rate; 0: none."),
+    row("tenants.*.limits.bytes_per_second", Size(0, ANY), r#""0B""#, "Bytes per second; 0: no limit."),
+    row("tenants.*.limits.connections", Int(0, ANY), "0", "Connections; 0: no limit."),
     later("tenants.*.limits.keys", Int(0, ANY), "0", "Keys; 0: no limit."),
     later("tenants.*.limits.memory", Size(0, ANY), r#""0B""#, "Memory upstream; 0: no limit."),
-    later("tenants.*.limits.value_size", Size(0, ANY), r#""512MiB""#, "The longest value; 0: no limit."),
-    later("tenants.*.limits.in_flight", Int(0, ANY), "10000", "Requests in flight; 0: no limit."),
+    row("tenants.*.limits.value_size", Size(0, ANY), r#""512MiB""#, "The longest value; 0: no limit."),
+    row("tenants.*.limits.in_flight", Int(0, ANY), "10000", "Requests in flight; 0: no limit."),
     later("tenants.*.tier", Bool, "false", "Whether the in-process tier may keep its values."),
     later("tier.enabled", Bool, "false", "The in-process tier."),
     row("tier.max_memory", Size(1, ANY), r#""256MiB""#, "With the tier: its keys, values and bookkeeping."),
@@ -136,9 +136,52 @@ pub static SETTINGS: &[Setting] = &[
     row("log.format", Choice(&["text", "json"]), r#""text""#, "One line of text, or one JSON object, a message."),
 ];
 
+/// A path as one text: its parts with dots between, those that are more than a bare key in quotes, as TOML writes them.
+pub(super) fn join<T: AsRef<str>>(path: &[T]) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    let mut text = String::new();
+    for (i, part) in path.iter().enumerate() {
+        let part = part.as_ref();
+        if i > 0 {
+            text.push('.');
+        }
+        if part.is_empty() || !part.chars().all(bare) {
+            text.push('"');
+            part.chars().for_each(|c| {
+                if "\"\\".contains(c) {
+                    text.push('\\');
+                }
+                text.push(c);
+            });
+            text.push('"');
+        } else {
+            text.push_str(part);
+        }
+    }
+    text
+}
+
+/// The parts of what [`join`] made.
+pub(super) fn split(path: &str) -> Vec<String> {
+    let (mut parts, mut part) = (Vec::new(), String::new());
+    let mut chars = path.chars();
+    let mut quoted = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => quoted = !quoted,
+            '\\' if quoted => part.extend(chars.next()),
+            '.' if !quoted => parts.push(std::mem::take(&mut part)),
+            c => part.push(c),
+        }
+    }
+    parts.push(part);
+    parts
+}
+
 /// Whether `path` names exactly what `pattern` does, `*` standing for one part.
 pub(super) fn matches(pattern: &str, path: &[&str]) -> bool {
-    parts_match(pattern, path) && pattern.split('.').count() == path.len()
+    let mut parts = pattern.split('.');
+    path.iter().all(|p| parts.next().is_some_and(|part| part == "*" || part == *p)) && parts.next().is_none()
 }
 
 /// Whether `path` is a section above some key.
@@ -167,6 +210,15 @@ mod tests {
             assert!(!is_section(&path), "{}", setting.path);
             assert!(SETTINGS.iter().skip(i + 1).all(|other| other.path != setting.path), "{}", setting.path);
         }
+    }
+
+    #[test]
+    fn paths_with_any_name_come_back_whole() {
+        for path in [&["a"][..], &["tenants", "a.b", "prefix"], &["tenants", "a\"\\.\"b", "x"], &["é", "", "a b"]] {
+            assert_eq!(split(&join(path)), path, "{}", join(path));
+        }
+        assert_eq!(join(&["tenants", "b-c", "limits", "keys"]), "tenants.b-c.limits.keys");
+        assert_eq!(join(&["tenants", "a.b"]), "tenants.\"a.b\"");
     }
 
     #[test]

@@ -35,7 +35,8 @@ fn the_defaults_are_the_contract() {
     assert_eq!((c.log.level, c.log.format), (LevelFilter::INFO, LogFormat::Text));
     assert_eq!((c.tier.enabled, c.tier.max_memory, c.tier.max_value), (false, 256 << 20, 1 << 20));
     assert_eq!((c.tier.max_ttl, c.tier.negative), (Duration::from_secs(600), true));
-    assert_eq!((c.auth.mode, c.auth.upstream_prefix.as_str()), (AuthMode::Static, "{user}:"));
+    assert_eq!((c.auth.mode, c.auth.upstream_prefix.to_string()), (AuthMode::Static, "{user}:".into()));
+    assert!(c.auth.default_tenant.is_empty() && c.warnings().is_empty());
     assert!(c.tenants.is_empty() && c.upstreams.is_empty());
     assert_eq!(DATABASES, 16);
 }
@@ -77,10 +78,14 @@ fn every_key_has_a_variable() {
         let name = row.variable().replace("<NAME>", "ACME");
         let text = row.default.trim_matches(['[', ']', '"']).replace("\"", "").replace("<name>", "acme");
         let text = if row.path == "listen" { "127.0.0.1:6380".into() } else { text };
-        // A default is a fair value of every key: a section that names a tenant or an upstream is refused as such.
-        match env(&[(&name, &text)]) {
-            Ok(c) => assert_eq!(c, Config::default(), "{name}"),
-            Err(e) => assert!(row.path.contains('*') && e.ends_with(": not served by this version yet"), "{e}"),
+        // A default is a fair value of every key.
+        let c = env(&[(&name, &text)]).unwrap();
+        if row.path.starts_with("tenants") {
+            assert_eq!(c.tenants, file("[tenants.acme]").unwrap().tenants, "{name}");
+        } else if row.path.starts_with("upstreams") {
+            assert_eq!(c.upstreams, [("acme".into(), c.upstream)], "{name}");
+        } else {
+            assert_eq!(c, Config::default(), "{name}");
         }
     }
     let c = env(&[("KEYFENCE_LISTEN", "127.0.0.1:1, unix:/a"), ("KEYFENCE_UPSTREAM__HOST", "h")]).unwrap();
@@ -181,18 +186,25 @@ fn whatever_the_file_holds_the_error_is_one_line() {
 #[test]
 fn what_is_not_served_yet_is_refused_by_name() {
     for (text, error) in [
-        ("[tenants.acme]", "config.toml:1: tenants.acme: not served by this version yet"),
-        ("tenants.acme.prefix = \"a:\"", "config.toml:1: tenants.acme: not served by this version yet"),
-        ("[upstreams.other]\nport = 1", "config.toml:1: upstreams.other: not served by this version yet"),
-        ("[auth]\nmode = \"upstream\"", "config.toml:2: auth.mode: not served by this version yet"),
-        ("[auth]\ndefault_tenant = \"a\"", "config.toml:2: auth.default_tenant: not served by this version yet"),
+        ("[tenants.a]\nlimits = { keys = 1 }", "config.toml:2: tenants.a.limits.keys: not served by this version yet"),
+        (
+            "[tenants.a.limits]\nmemory = \"1MB\"",
+            "config.toml:2: tenants.a.limits.memory: not served by this version yet",
+        ),
+        ("[tenants.a]\nscripts = \"on\"", "config.toml:2: tenants.a.scripts: on: not served by this version yet"),
+        ("[tenants.a]\nlisten = [\"tls:a:1\"]", "config.toml:2: tenants.a.listen: tls: not served by this version yet"),
+        (
+            "[tenants.a]\ntls_identities = [\"a\"]",
+            "config.toml:2: tenants.a.tls_identities: not served by this version yet",
+        ),
+        ("[tenants.a]\ntier = true", "config.toml:2: tenants.a.tier: not served by this version yet"),
+        ("[upstreams.o]\nuse_tls = true", "config.toml:2: upstreams.o.use_tls: not served by this version yet"),
         ("listen = [\"tls:a:1\"]", "config.toml:1: listen: tls: not served by this version yet"),
         ("[upstream]\nuse_tls = true", "config.toml:2: upstream.use_tls: not served by this version yet"),
         (
             "[upstream]\ntls = { ca_file = \"a\" }",
             "config.toml:2: upstream.tls.ca_file: not served by this version yet",
         ),
-        ("[upstream]\nacl_wall = \"require\"", "config.toml:2: upstream.acl_wall: not served by this version yet"),
         ("[upstream]\nurl = \"rediss://h\"", "config.toml:2: upstream.url: rediss://: not served by this version yet"),
         (
             "[upstream]\nurl = \"redis-sentinel://h/m\"",
@@ -270,41 +282,266 @@ fn secrets_come_from_files_and_never_show() {
     assert!(file("[upstream]\nhost_file = \"x\"").unwrap_err().contains("unknown key"));
 }
 
-/// Tenants are read in full, so that serving them changes no setting; until then [`Config::read`] refuses them.
 fn tenants(text: &str, vars: &[(&str, &str)]) -> Result<Vec<Tenant>, String> {
-    let vars = vars.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string()));
-    let file = Some((Path::new("config.toml"), text));
-    let layers = Layers::collect(file, vars, &CliOverrides::default()).map_err(|e| e.to_string())?;
-    Config::build(&layers).map(|c| c.tenants).map_err(|e| e.to_string())
+    read(text, vars, &CliOverrides::default()).map(|c| c.tenants)
+}
+
+fn password(text: &str) -> Password {
+    Password::parse(text).unwrap()
 }
 
 #[test]
 fn tenants_are_read() {
-    let all = tenants(
-        "[tenants.acme]\n[tenants.b-c]\nprefix = \"{b}\"\nlimits = { keys = 5 }\ncommands = { deny = [\"get\"] }",
-        &[],
+    let c = file(
+        "[upstreams.far]\nurl = \"redis://u:p@far:1/2\"\nacl_wall = \"require\"\n[auth]\ndefault_tenant = \"acme\"\n\
+         [tenants.acme]\n[tenants.b-c]\nprefix = \"{b}\"\nupstream = \"far\"\ndb = 3\ndatabases = 4\nscripts = \"off\"\n\
+         listen = [\"unix:/b\", \"127.0.0.1:7\"]\npasswords = [\"one\", \"sha256:0000000000000000000000000000000000000000000000000000000000000000\"]\n\
+         limits = { ops_per_second = 5, burst = 6, bytes_per_second = \"1KB\", connections = 7, value_size = 8, in_flight = 9 }\n\
+         commands = { allow = [\"config|get\", \"@geo\"], deny = [\"GET\", \"client\", \"@dangerous\"] }",
     )
     .unwrap();
+    assert_eq!((c.upstreams[0].0.as_str(), &c.upstreams[0].1.endpoint), ("far", &tcp("far", 1)));
+    assert_eq!((c.upstream("far").unwrap().acl_wall, c.upstream("default")), (AclWall::Require, Some(&c.upstream)));
+    let all = &c.tenants;
     assert_eq!(all.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["acme", "b-c"]);
-    assert_eq!(all[0].prefix, Prefix::new("acme:").ok());
+    assert_eq!(all[0].prefix, Prefix::new("acme:").unwrap());
     assert_eq!((all[0].databases, all[0].limits.value_size, all[0].limits.in_flight), (1, 512 << 20, 10_000));
-    assert_eq!((all[1].limits.keys, all[1].deny.as_slice()), (5, &["get".to_string()][..]));
-    let vars = [("KEYFENCE_TENANTS__B_C__PASSWORDS", "a,b"), ("KEYFENCE_TENANTS__NEW__PASSWORD", "a,b")];
-    let all = tenants("[tenants.b-c]", &vars).unwrap();
-    let secret = |s| Secret::new(s);
-    assert_eq!((all[0].name.as_str(), &all[0].passwords), ("b-c", &vec![secret("a"), secret("b")]));
-    assert_eq!((all[1].name.as_str(), &all[1].passwords), ("new", &vec![secret("a,b")]));
+    let b = &all[1];
+    assert_eq!(
+        (b.prefix.as_bytes(), b.upstream.as_str(), b.dbs(), b.scripts),
+        (&b"{b}"[..], "far", 3..7, Scripts::Off)
+    );
+    assert_eq!(b.listen, [Listen::Unix("/b".into()), Listen::Tcp("127.0.0.1:7".into())]);
+    assert!(b.passwords[0].verify(b"one") && b.passwords[0].is_plain() && !b.passwords[1].is_plain());
+    let l = b.limits;
+    assert_eq!((l.ops_per_second, l.burst, l.bytes_per_second, l.connections), (5, 6, 1000, 7));
+    assert_eq!((l.keys, l.memory, l.value_size, l.in_flight), (0, 0, 8, 9));
+    let commands = b.commands();
+    let of = |name: &str| commands[usize::from(crate::command::find(name).unwrap().index)];
+    assert_eq!(
+        (of("get"), of("set"), of("client|list"), of("client|no-touch")),
+        (Some(false), None, Some(false), Some(false))
+    );
+    assert_eq!((of("geoadd"), of("keys")), (Some(true), Some(false)));
+    assert_eq!(of("config|get"), Some(false), "deny goes before allow: it is @dangerous");
 }
 
 #[test]
-fn no_tenants_prefix_begins_with_anothers() {
+fn tenants_come_from_variables_too() {
+    let vars = [("KEYFENCE_TENANTS__B_C__PASSWORDS", "a,b"), ("KEYFENCE_TENANTS__NEW__PASSWORD", "a,b")];
+    let all = tenants("[tenants.b-c]", &vars).unwrap();
+    assert_eq!((all[0].name.as_str(), &all[0].passwords), ("b-c", &vec![password("a"), password("b")]));
+    assert_eq!((all[1].name.as_str(), &all[1].passwords), ("new", &vec![password("a,b")]));
+    let two = "[tenants.acme]\n[tenants.Acme]\nprefix = \"other:\"";
+    assert_eq!(tenants(two, &[]).unwrap().len(), 2, "names are exact");
     assert_eq!(
-        tenants("[tenants.a]\nprefix = \"x:\"\n[tenants.b]\nprefix = \"x:y:\"", &[]),
-        Err("config.toml:4: tenants.b.prefix: 'x:y:' begins with 'x:', the prefix of tenant 'a'".into())
+        tenants(two, &[("KEYFENCE_TENANTS__ACME__PASSWORD", "x")]),
+        Err("KEYFENCE_TENANTS__ACME__PASSWORD: may mean 'Acme' or 'acme': set it in the file".into())
     );
-    assert!(tenants("[tenants.a]\nprefix = \"x\"\n[tenants.b]\nprefix = \"x\"", &[]).is_err());
-    assert!(tenants("[tenants.a]\nprefix = \"\"\n[tenants.b]\n", &[]).unwrap_err().contains("must be alone"));
-    assert_eq!(tenants("[tenants.a]\nprefix = \"\"", &[]).unwrap()[0].prefix, None);
+}
+
+#[test]
+fn n8_names_are_exact_bytes() {
+    let all = tenants("[tenants.\"a.b\"]\ndb = 1\n[tenants.\"é\\\"\"]\nprefix = \"e:\"\n[tenants.\"joe@x.org\"]", &[])
+        .unwrap();
+    assert_eq!(all.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["a.b", "joe@x.org", "é\""]);
+    assert_eq!((all[0].db, all[1].prefix.as_bytes()), (1, &b"joe@x.org:"[..]));
+    let error = "a tenant's name has 1 to 128 bytes, and no spaces or control characters";
+    let long = "a".repeat(129);
+    for name in ["", "a b", "a\\t", "a\\u0000", "\\u00a0", "\\u2028", &long] {
+        let text = format!("[tenants.\"{name}\"]");
+        assert!(tenants(&text, &[]).unwrap_err().ends_with(error), "{name}");
+    }
+    assert_eq!(
+        tenants("\n[tenants.\"é\"]", &[]).unwrap_err(),
+        "config.toml:2: tenants.\"é\".prefix: it is the tenant's name and ':' unless it is set, which does not do: a prefix may not \
+         hold '\\u{e9}', which is not allowed; use letters, digits, _.:@/~+=,;!$%&#- and at most one pair {…}; set it"
+    );
+}
+
+#[test]
+fn n1_no_tenants_prefix_begins_with_anothers() {
+    for (text, error) in [
+        (
+            "[tenants.a]\nprefix = \"x:\"\n[tenants.b]\nprefix = \"x:y:\"",
+            "config.toml:4: tenants.b.prefix: 'x:y:' begins with 'x:', the prefix of tenant 'a', whose keys these would be too: \
+             choose one that does not",
+        ),
+        (
+            "[tenants.app2]\n[tenants.zapp]\nprefix = \"app\"",
+            "config.toml:1: tenants.app2.prefix: 'app2:' begins with 'app', the prefix of tenant 'zapp', whose keys these would be \
+             too: choose one that does not",
+        ),
+        (
+            "[tenants.a]\nprefix = \"x\"\n[tenants.b]\nprefix = \"x\"\ndb = 5",
+            "config.toml:4: tenants.b.prefix: 'x' is the prefix of tenant 'a' too: choose another",
+        ),
+        (
+            "[tenants.a]\nprefix = \"\"\n[tenants.b]\ndb = 5",
+            "config.toml:2: tenants.a.prefix: a tenant without a prefix must be alone on its upstream, and 'b' is there too: give \
+             'a' a prefix, or an upstream of its own",
+        ),
+        (
+            "[upstreams.o]\nhost = \"LOCALHOST\"\n[tenants.a]\nprefix = \"x:\"\n[tenants.b]\nprefix = \"x:\"\nupstream = \"o\"",
+            "config.toml:6: tenants.b.prefix: 'x:' is the prefix of tenant 'a' too: choose another",
+        ),
+    ] {
+        assert_eq!(tenants(text, &[]), Err(error.into()));
+    }
+    assert!(tenants("[tenants.a]\nprefix = \"\"", &[]).unwrap()[0].prefix.is_none());
+    let apart = "[upstreams.o]\nport = 1\n[tenants.a]\nprefix = \"\"\n[tenants.b]\nupstream = \"o\"\n[tenants.c]\nupstream = \"o\"";
+    assert_eq!(tenants(apart, &[]).unwrap().len(), 3);
+    // The implicit tenant is not there.
+    assert!(tenants("key_prefix = \"a:\"\n[tenants.a]", &[]).is_ok());
+}
+
+#[test]
+fn what_a_tenant_may_not_say() {
+    let hash = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$ceFlQwv4hLlDNgyLhKU+UVDZtWvxBzcvr+WXYQ";
+    let digest = crate::tenant::password::sha256_of(b"hunter2");
+    for (text, error) in [
+        (
+            "[tenants.a]\npasswords = [\"hunter2\", \"x\", \"hunter2\"]".to_string(),
+            "config.toml:2: tenants.a.passwords: number 3 is the same password as number 1: take one of them out",
+        ),
+        (
+            format!("[tenants.a]\npasswords = [\"hunter2\", \"{digest}\"]"),
+            "config.toml:2: tenants.a.passwords: number 2 is the same password as number 1: take one of them out",
+        ),
+        (
+            format!("[tenants.a]\npasswords = [\"{hash}\", \"{hash}\"]"),
+            "config.toml:2: tenants.a.passwords: number 2 is the same password as number 1: take one of them out",
+        ),
+        (
+            "[tenants.a]\npasswords = [\"$2b$12$hunter2\"]".into(),
+            "config.toml:2: tenants.a.passwords: number 1: a hash of a kind that is not known; keyfence hash-password prints one \
+             that is",
+        ),
+        (
+            "[tenants.a]\ncommands.deny = [\"get\", \"gett\"]".into(),
+            "config.toml:2: tenants.a.commands.deny: 'gett' is no command; did you mean 'get'?",
+        ),
+        (
+            "[tenants.a]\ncommands.deny = [\"@dangerus\"]".into(),
+            "config.toml:2: tenants.a.commands.deny: '@dangerus' is no category; did you mean '@dangerous'?",
+        ),
+        (
+            "[tenants.a]\ncommands.allow = [\"config|sett\"]".into(),
+            "config.toml:2: tenants.a.commands.allow: 'config|sett' is no command; did you mean 'config|set'?",
+        ),
+        (
+            "[tenants.a]\ncommands.deny = [\"\"]".into(),
+            "config.toml:2: tenants.a.commands.deny: '' is no command; write get, config|get or @category, as keyfence commands \
+             lists them",
+        ),
+        (
+            "[tenants.a]\ncommands.allow = [\"SHUTDOWN\"]".into(),
+            "config.toml:2: tenants.a.commands.allow: 'SHUTDOWN' reaches past a tenant's namespace and is served to none: take it out",
+        ),
+        (
+            "[tenants.a]\nupstream = \"b\"\n[upstreams.c]".into(),
+            "config.toml:2: tenants.a.upstream: 'b' is not an upstream; there are: default, c",
+        ),
+        (
+            "[upstreams.default]\nport = 1".into(),
+            "config.toml:1: upstreams.default: 'default' is the name of [upstream]: write its keys there, or choose another name",
+        ),
+        (
+            "[upstream]\nurl = \"managed\"\n[upstreams.b]\nurl = \"managed\"".into(),
+            "config.toml:3: upstreams.b.managed.dir: keyfence-data is the folder of upstream too: give each its own",
+        ),
+        (
+            "[auth]\ndefault_tenant = \"b\"\n[tenants.a]".into(),
+            "config.toml:2: auth.default_tenant: 'b' is not a tenant: add [tenants.…] for it, or name one",
+        ),
+        ("[tenants.a]\ndatabases = 0".into(), "config.toml:2: tenants.a.databases: 0 is not between 1 and 65536"),
+        (
+            "[tenants.a]\ndb = 65535\ndatabases = 2".into(),
+            "config.toml:3: tenants.a.databases: 2 from 65535 upward go past the last database there may be, 65535",
+        ),
+        (
+            "listen = [\"localhost:6380\"]\n[tenants.a]\nlisten = [\"127.0.0.1:6380\"]".into(),
+            "config.toml:3: tenants.a.listen: 127.0.0.1:6380 is everybody's (listen) too: a connection there must be one tenant's, so \
+             choose another",
+        ),
+        (
+            "[tenants.a]\nlisten = [\"unix:/a\"]\n[tenants.b]\nlisten = [\"unix:/a\"]".into(),
+            "config.toml:4: tenants.b.listen: unix:/a is that of tenant 'a' too: a connection there must be one tenant's, so choose \
+             another",
+        ),
+        (
+            "[tenants.a]\nlisten = [\"[::1]:7\"]\n[tenants.b]\nlisten = [\"[0:0::1]:7\"]".into(),
+            "config.toml:4: tenants.b.listen: [::1]:7 is that of tenant 'a' too: a connection there must be one tenant's, so choose \
+             another",
+        ),
+        (
+            "[auth]\nmode = \"upstream\"\n[tenants.a]\nprefix = \"b:\"".into(),
+            "config.toml:4: tenants.a.prefix: with auth.mode = \"upstream\" the login name makes the prefix, here 'a:': take this key \
+             out",
+        ),
+        (
+            "[auth]\nupstream_prefix = \"{user}\"".into(),
+            "config.toml:2: auth.upstream_prefix: after {user} there must be one of : , ; ! $ & # or }, which no name holds: else one \
+             user's keys could begin with another's",
+        ),
+    ] {
+        let found = tenants(&text, &[]).expect_err(&text);
+        assert_eq!(found, error, "{text}");
+        assert!(!found.contains("hunter2"));
+    }
+    // Any free port is another one each time; and nobody needs a common address where each tenant has its own.
+    let own = "listen = []\n[tenants.a]\nlisten = [\"127.0.0.1:0\"]\n[tenants.b]\nlisten = [\"127.0.0.1:0\"]";
+    assert_eq!(tenants(own, &[]).unwrap().len(), 2);
+    // The same password in two tenants: names tell them apart.
+    assert!(tenants("[tenants.a]\npasswords = [\"x\"]\n[tenants.b]\npasswords = [\"x\"]", &[]).is_ok());
+}
+
+#[test]
+fn who_a_name_is() {
+    let implicit = Config::default();
+    let tenant = implicit.tenant("default").unwrap();
+    assert_eq!((tenant.prefix.as_bytes(), tenant.dbs()), (&b"keyfence:"[..], 0..16));
+    assert!(implicit.tenant("acme").is_err());
+    let c = file("[tenants.acme]").unwrap();
+    assert_eq!(c.tenant("acme").as_ref(), Ok(&c.tenants[0]));
+    assert_eq!(c.tenant("default"), Err("no tenant 'default' in the settings; there are: 'acme'".into()));
+    let c = file("[auth]\nmode = \"upstream\"\n[tenants.acme]\ndb = 2").unwrap();
+    assert_eq!((c.tenant("acme").unwrap().db, c.tenant("a:b").unwrap().prefix.as_bytes()), (2, &b"a%3Ab:"[..]));
+}
+
+#[test]
+fn what_is_hardly_meant_is_warned_about_without_secrets() {
+    let c = file(
+        "[auth]\ndefault_tenant = \"d\"\n[tenants.a]\npasswords = [\"hunter2\"]\n[tenants.b]\nlimits.burst = 3\n[tenants.c]\n\
+         listen = [\"unix:/c\"]\n[tenants.d]",
+    )
+    .unwrap();
+    assert_eq!(c.plain_passwords(), ["a"]);
+    let [plain, nobody, burst] = &c.warnings()[..] else { panic!("{:?}", c.warnings()) };
+    assert!(plain.starts_with("tenants with plain passwords") && plain.ends_with(": 'a'"), "{plain}");
+    assert!(nobody.starts_with("tenants that nobody can be") && nobody.ends_with(": 'b'"), "{nobody}");
+    assert!(burst.ends_with(": 'b'"), "{burst}");
+    assert!(!format!("{c:?} {:?}", c.warnings()).contains("hunter2"));
+    let many: String = (0..12).map(|i| format!("[tenants.t{i:02}]\npasswords = [\"x\"]\n")).collect();
+    assert!(file(&many).unwrap().warnings()[0].ends_with("'t09' and 2 more"));
+}
+
+#[test]
+fn a_thousand_tenants_load_at_once() {
+    let hash = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$ceFlQwv4hLlDNgyLhKU+UVDZtWvxBzcvr+WXYQ";
+    let text: String = (0..1000)
+        .map(|i| {
+            format!(
+                "[tenants.tenant{i:04}]\npasswords = [\"{hash}\", \"plain{i}\"]\nlisten = [\"127.0.0.1:{}\"]\nlimits = {{ \
+                 ops_per_second = 1000, connections = 10 }}\ncommands = {{ deny = [\"@dangerous\", \"keys\"] }}\n",
+                10_000 + i
+            )
+        })
+        .collect();
+    let began = tokio::time::Instant::now();
+    assert_eq!(file(&text).unwrap().tenants.len(), 1000);
+    // Some tenths of that, and less than one in a release build: a square of the number would take much longer.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
 /// The text of the shipped file.
@@ -355,7 +592,7 @@ fn page() -> String {
             row.path,
             row.kind,
             row.variable(),
-            row.about
+            row.about.replace('|', "\\|")
         );
     }
     page

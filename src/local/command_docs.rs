@@ -19,7 +19,7 @@ pub fn answer(args: &Args<'_>, permitted: Permitted<'_>) -> Value {
         Lookup::Unknown => return Value::Error(crate::command::unknown_command_error(args)),
     };
     if !row.arity_ok(args.len()) {
-        return Value::Error(row.arity_error());
+        return Value::error(row.arity_error());
     }
     let shown = Shown { permitted };
     match row.name {
@@ -137,7 +137,7 @@ impl Shown<'_> {
     }
 
     fn keys(&self, args: &Args<'_>, each: impl Fn(&Row, usize, &[u8]) -> Value) -> Value {
-        let error = |text: &str| Value::Error(format!("ERR {text}"));
+        let error = |text: &str| Value::error(format!("ERR {text}"));
         let row = match lookup(args) {
             Lookup::Found(row) if self.shows(row) => row,
             _ => return error("Invalid command specified"),

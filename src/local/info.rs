@@ -35,8 +35,7 @@ impl View {
     pub fn of(s: &Session) -> Self {
         let shared = &s.worker.shared;
         let own = shared.clients.of(s.tenant.id);
-        let (server, version, policy) =
-            s.worker.facts(|f| (f.server.clone(), f.version.clone(), f.maxmemory_policy.clone()));
+        let (server, version, policy) = s.facts(|f| (f.server.clone(), f.version.clone(), f.maxmemory_policy.clone()));
         Self {
             server,
             version,
@@ -46,7 +45,7 @@ impl View {
             run_id: shared.run_id.clone(),
             clients: own.len(),
             blocked: own.iter().filter(|c| c.blocked.load(Ordering::Relaxed)).count(),
-            max_clients: shared.limits.clients,
+            max_clients: shared.limits.load().clients,
             db: s.db,
         }
     }

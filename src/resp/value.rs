@@ -22,7 +22,7 @@ pub enum Value {
     /// `+text`: no CR or LF inside.
     Simple(String),
     /// `-text`: the code word first; no CR or LF inside.
-    Error(String),
+    Error(Vec<u8>),
     /// `:n`
     Int(i64),
     /// `$len`
@@ -58,14 +58,14 @@ impl Value {
     }
 
     /// An error; `text` begins with its code word.
-    pub fn error(text: impl Into<String>) -> Self {
+    pub fn error(text: impl Into<Vec<u8>>) -> Self {
         Self::Error(text.into())
     }
 
     /// Appends the reply as `proto` writes it.
     pub fn encode(&self, proto: Proto, out: &mut Vec<u8>) {
         if let Self::Error(text) = self {
-            return super::put_error(out, text.as_bytes());
+            return super::put_error(out, text);
         }
         // Simple and bulk replies are most of what we make; the rest is built as frames.
         if let Self::Simple(text) = self {
@@ -136,8 +136,9 @@ impl Value {
     }
 }
 
-fn one_line(text: &str) -> String {
-    text.replace(['\r', '\n'], " ")
+/// The encoder holds errors as text; only an error inside an array comes here.
+fn one_line(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).replace(['\r', '\n'], " ")
 }
 
 #[cfg(test)]

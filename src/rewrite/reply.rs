@@ -9,7 +9,7 @@
 //! the bytes the upstream sent. Only a name's first bytes are looked at, so a reply of any size passes in bounded memory. A name that does
 //! not begin with the whole prefix is an isolation failure: the caller drops the reply and the connection.
 
-use std::{cell::Cell, rc::Rc};
+use std::{borrow::Cow, cell::Cell, rc::Rc};
 
 use crate::resp::{
     self,
@@ -33,6 +33,8 @@ pub enum Rule {
     XreadNoGroup(Rc<NoGroup>),
     /// The upstream's reply is dropped and these bytes stand in its place.
     Replace(Rc<[u8]>),
+    /// Nowhere; whether it was a simple string, and so no error, is noted.
+    Note(Rc<Cell<bool>>),
 }
 
 /// What is needed to say a `-NOGROUP` text again in the tenant's own names.
@@ -70,7 +72,7 @@ impl NoGroup {
                 }
             }
         }
-        b"NOGROUP No such key or consumer group".to_vec()
+        NO_GROUP.to_vec()
     }
 }
 
@@ -79,8 +81,6 @@ impl NoGroup {
 pub struct Exec {
     /// One rule per queued command, in order.
     pub rules: Vec<Rule>,
-    /// Set when the transaction was carried out (not aborted, not an error).
-    pub committed: Rc<Cell<bool>>,
 }
 
 /// Why a reply cannot be passed on.
@@ -96,6 +96,36 @@ impl From<BadReply> for Failure {
     fn from(_: BadReply) -> Self {
         Self::Malformed
     }
+}
+
+/// An error line is looked into up to this length; a longer one is passed, or made a short one.
+const ERROR_LINE: usize = 8 * 1024;
+const NO_GROUP: &[u8] = b"NOGROUP No such key or consumer group";
+
+/// What a client is told in place of an error line that speaks of the upstream's own affairs or shows prefixed names; `line` and the result
+/// begin with `-` and have no CRLF. `None`: the line may pass.
+///
+/// Redis quotes the arguments of a command it does not know. Users, addresses and files of the upstream are nobody's business here
+/// (isolation.md R5).
+pub fn own_error(line: &[u8]) -> Option<Cow<'_, [u8]>> {
+    const ARGUMENTS: &[u8] = b", with args beginning with:";
+    let begins = |text: &[u8]| line.starts_with(text);
+    if begins(b"-ERR unknown command") || begins(b"-ERR Unknown command") {
+        return Some(Cow::Borrowed(
+            memchr::memmem::find(line, ARGUMENTS).map_or(b"-ERR unknown command", |at| &line[..at]),
+        ));
+    }
+    if begins(b"-NOPERM") {
+        tracing::warn!("the upstream's ACL refused a command that keyfence let pass");
+        return Some(Cow::Borrowed(b"-NOPERM the upstream does not permit this command or one of its keys"));
+    }
+    if begins(b"-MOVED ") || begins(b"-ASK ") || begins(b"-REDIRECT ") {
+        return Some(Cow::Borrowed(b"-UPSTREAM unreachable: the upstream is a node of a cluster or a replica, which this version does not serve"));
+    }
+    if begins(b"-MISCONF ") {
+        return Some(Cow::Borrowed(b"-MISCONF the upstream cannot save to its disk and takes no writes"));
+    }
+    None
 }
 
 /// Deepest level a rule looks at: EXEC, XREAD's array, its pair.
@@ -116,6 +146,7 @@ enum Act {
     Name,
     Enter,
     Swap(Rc<[u8]>),
+    Error,
     GroupError(Rc<NoGroup>),
 }
 
@@ -174,11 +205,38 @@ impl Unprefix {
                     self.scanning = Some((Scanner::default(), false));
                 }
                 Act::GroupError(names) => {
-                    let Some(end) = memchr::memchr(b'\n', rest) else { return Ok((at, false)) };
-                    resp::put_error(
-                        out,
-                        &names.rebuild(rest[1..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?, &self.prefix),
-                    );
+                    let Some(end) = memchr::memchr(b'\n', rest) else {
+                        if rest.len() < ERROR_LINE {
+                            return Ok((at, false));
+                        }
+                        // Nobody needs a name of this length said again.
+                        resp::put_error(out, NO_GROUP);
+                        self.scanning = Some((Scanner::default(), false));
+                        continue;
+                    };
+                    let line = rest[..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?;
+                    if line.starts_with(b"-NOGROUP ") {
+                        resp::put_error(out, &names.rebuild(&line[1..], &self.prefix));
+                    } else {
+                        out.extend_from_slice(&own_error(line).unwrap_or(Cow::Borrowed(line)));
+                        out.extend_from_slice(b"\r\n");
+                    }
+                    at += end + 1;
+                    if self.step() {
+                        return Ok((at, true));
+                    }
+                }
+                Act::Error => {
+                    let Some(end) = memchr::memchr(b'\n', rest).filter(|end| *end < ERROR_LINE) else {
+                        if rest.len() < ERROR_LINE {
+                            return Ok((at, false));
+                        }
+                        self.scanning = Some((Scanner::default(), true));
+                        continue;
+                    };
+                    let line = rest[..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?;
+                    out.extend_from_slice(&own_error(line).unwrap_or(Cow::Borrowed(line)));
+                    out.extend_from_slice(b"\r\n");
                     at += end + 1;
                     if self.step() {
                         return Ok((at, true));
@@ -207,11 +265,10 @@ impl Unprefix {
                         continue;
                     };
                     let left = if kind == b'%' { n.checked_mul(2).ok_or(Failure::Malformed)? } else { n };
-                    if let Some(exec) = self.exec.as_ref().filter(|_| self.depth == 0) {
-                        if exec.rules.len() as u64 != n {
-                            return Err(Failure::Isolation);
-                        }
-                        exec.committed.set(true);
+                    if let Some(exec) = self.exec.as_ref().filter(|_| self.depth == 0)
+                        && exec.rules.len() as u64 != n
+                    {
+                        return Err(Failure::Isolation);
                     }
                     out.extend_from_slice(&rest[..next]);
                     at += next;
@@ -262,6 +319,11 @@ impl Unprefix {
             Rule::Replace(bytes) => Act::Swap(Rc::clone(bytes)),
             Rule::NoGroup(names) | Rule::XreadNoGroup(names) if depth == 0 && kind == b'-' => {
                 Act::GroupError(Rc::clone(names))
+            }
+            Rule::First | Rule::Names | Rule::Xread | Rule::Raw if depth == 0 && kind == b'-' => Act::Error,
+            Rule::Note(ok) => {
+                ok.set(kind == b'+');
+                Act::Pass
             }
             Rule::First | Rule::Names | Rule::Xread | Rule::XreadNoGroup(_) if depth == 0 => {
                 if aggregate {
@@ -358,21 +420,17 @@ mod tests {
                 Rule::XreadNoGroup(Rc::clone(&names)),
                 Rule::Xread,
             ],
-            committed: Rc::default(),
         };
         let from = "*5\r\n*2\r\n$4\r\nt1:k\r\n$1\r\nv\r\n$3\r\nt1:\r\n$0\r\n\r\n-NOGROUP No such key 't1:s' or consumer group 'g' in XREADGROUP with GROUP option\r\n*1\r\n*2\r\n$4\r\nt1:s\r\n*0\r\n";
         let to = "*5\r\n*2\r\n$1\r\nk\r\n$1\r\nv\r\n$3\r\nt1:\r\n+PONG\r\n-NOGROUP No such key 's' or consumer group 'g' in XREADGROUP with GROUP option\r\n*1\r\n*2\r\n$1\r\ns\r\n*0\r\n";
         for cut in 0..=from.len() {
-            let exec = exec();
-            let committed = Rc::clone(&exec.committed);
-            assert_eq!(run(Unprefix::exec(exec, prefix()), from.as_bytes(), &[cut]).as_deref(), Ok(to.as_bytes()));
-            assert!(committed.get());
+            assert_eq!(run(Unprefix::exec(exec(), prefix()), from.as_bytes(), &[cut]).as_deref(), Ok(to.as_bytes()));
         }
         for aborted in ["*-1\r\n", "_\r\n", "-EXECABORT no\r\n"] {
-            let exec = exec();
-            let committed = Rc::clone(&exec.committed);
-            assert_eq!(run(Unprefix::exec(exec, prefix()), aborted.as_bytes(), &[]).as_deref(), Ok(aborted.as_bytes()));
-            assert!(!committed.get());
+            assert_eq!(
+                run(Unprefix::exec(exec(), prefix()), aborted.as_bytes(), &[]).as_deref(),
+                Ok(aborted.as_bytes())
+            );
         }
         assert_eq!(run(Unprefix::exec(exec(), prefix()), b"*1\r\n:1\r\n", &[]), Err(Failure::Isolation));
     }

@@ -34,44 +34,70 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// The flushes in progress, and the last counts of keys: what workers share of scoped work.
 #[derive(Debug)]
 pub struct Flushes {
-    gates: DashMap<(Vec<u8>, u32), Arc<Gate>>,
+    gates: DashMap<(u32, u32), Arc<Gate>>,
+    counting: DashMap<(u32, u32), Arc<Gate>>,
     running: Semaphore,
     pub(super) counts: Counts,
 }
 
 impl Default for Flushes {
     fn default() -> Self {
-        Self { gates: DashMap::default(), running: Semaphore::new(AT_ONCE), counts: Counts::default() }
+        Self {
+            gates: DashMap::default(),
+            counting: DashMap::default(),
+            running: Semaphore::new(AT_ONCE),
+            counts: Counts::default(),
+        }
     }
 }
 
-/// Admits one pass at a time.
+/// Admits one pass at a time; those who come while one runs share the next.
 #[derive(Debug, Default)]
-struct Gate {
+pub(super) struct Gate {
     running: Mutex<()>,
     begun: AtomicU64,
-    /// The number of the last pass that ended well.
+    /// The number of the last pass that ended well, and what it found.
     ended: AtomicU64,
+    found: AtomicU64,
+}
+
+impl Gate {
+    /// What a pass finds that begins no earlier than now.
+    pub(super) async fn pass(
+        &self,
+        work: impl AsyncFnOnce() -> Result<u64, UpstreamError>,
+    ) -> Result<u64, UpstreamError> {
+        let before = self.begun.load(Ordering::Acquire);
+        let _turn = self.running.lock().await;
+        // Another pass may have begun and ended while this one waited for its turn.
+        if self.ended.load(Ordering::Acquire) <= before {
+            let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+            self.found.store(work().await?, Ordering::Release);
+            self.ended.store(number, Ordering::Release);
+        }
+        Ok(self.found.load(Ordering::Acquire))
+    }
+}
+
+impl Flushes {
+    /// The gate of counts of one database of one tenant.
+    pub(super) fn counting(&self, tenant: u32, db: u32) -> Arc<Gate> {
+        Arc::clone(&self.counting.entry((tenant, db)).or_default())
+    }
 }
 
 /// Deletes every key of the scope's prefix in `dbs`.
 pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(), UpstreamError> {
     for db in dbs {
         let scope = Scope { db, ..scope.clone() };
-        let gate = Arc::clone(&scope.worker.shared.flushes.gates.entry((scope.prefix.to_vec(), db)).or_default());
-        let before = gate.begun.load(Ordering::Acquire);
-        let turn = gate.running.lock().await;
-        // Another pass may have begun and ended while this one waited for its turn: that one has deleted what was there when it asked.
-        if gate.ended.load(Ordering::Acquire) <= before {
-            let Ok(_share) = scope.worker.shared.flushes.running.acquire().await else {
-                return Err(UpstreamError::Lost);
-            };
-            let number = gate.begun.fetch_add(1, Ordering::AcqRel) + 1;
-            pass(&scope, unlink).await?;
-            gate.ended.store(number, Ordering::Release);
-        }
-        drop(turn);
-        scope.worker.shared.flushes.counts.remove(&(scope.prefix.to_vec(), db));
+        let flushes = &scope.worker.shared.flushes;
+        let gate = Arc::clone(&flushes.gates.entry((scope.tenant, db)).or_default());
+        gate.pass(async || {
+            let Ok(_share) = flushes.running.acquire().await else { return Err(UpstreamError::Lost) };
+            pass(&scope, unlink).await.map(|()| 0)
+        })
+        .await?;
+        flushes.counts.remove(&(scope.tenant, db));
     }
     Ok(())
 }
@@ -88,10 +114,11 @@ async fn pass(scope: &Scope, unlink: bool) -> Result<(), UpstreamError> {
                 cursor = next;
                 trouble = None;
             }
+            Err(error @ (UpstreamError::Refused(_) | UpstreamError::Busy(_))) => return Err(error),
             Err(error) => {
                 // A step can be taken again: what it deleted stays deleted. A restarted upstream has other cursors, so from the start.
                 let since = *trouble.get_or_insert(began);
-                if since.elapsed() > RETRY_FOR.min(scope.worker.shared.target.socket_timeout * 6) {
+                if since.elapsed() > RETRY_FOR.min(scope.reach.site.target.socket_timeout * 6) {
                     return Err(error);
                 }
                 cursor = 0;
@@ -108,7 +135,7 @@ async fn step(scope: &Scope, cursor: u64, pattern: &[u8], unlink: bool) -> Resul
         for name in &names {
             cmd.arg([&scope.prefix, &name[..]].concat());
         }
-        let _: u64 = scope.worker.control.query(scope.db, &cmd).await?;
+        let _: u64 = scope.reach.control.query(scope.db, &cmd).await?;
     }
     Ok(next)
 }

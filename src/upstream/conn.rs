@@ -34,17 +34,21 @@ use crate::{
     error::UpstreamError,
     net::{ReadHalf, WriteHalf},
     resp::{self, Proto, reply::Scanner},
-    rewrite::reply::{Failure, Unprefix},
+    rewrite::reply::{Failure, Unprefix, own_error},
 };
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
 const CONGESTED: usize = 1024 * 1024;
 /// An error line longer than this is passed as it comes.
 const ERROR_LINE: usize = 8 * 1024;
-/// How long a slow client may keep its upstream connection waiting, beyond [`PACE`].
-const PATIENCE: Duration = Duration::from_millis(100);
-/// A client that reads at least this many bytes per millisecond may keep its upstream connection waiting as long as it likes.
-const PACE: u64 = 16 * 1024;
+/// A client that catches up within this is not slow.
+const CATCH_UP: Duration = Duration::from_millis(5);
+/// How long slow clients may keep those waiting whose requests are behind theirs, all together, beyond [`PACE`].
+const PATIENCE: Duration = Duration::from_millis(250);
+/// A client that reads at least this many bytes per millisecond is not slow.
+const PACE: u64 = 64 * 1024;
+/// How often it is looked whether others wait.
+const SLICE: Duration = Duration::from_millis(50);
 /// `since` of a request that may wait as long as it takes: a blocking command.
 pub const NEVER: u32 = u32::MAX;
 
@@ -99,8 +103,12 @@ pub struct Conn {
     dead: Cell<bool>,
     /// Must not go back to a pool: its state is not what a new user expects.
     tainted: Cell<bool>,
-    /// The reader waits for a slow client, so nobody's deadline runs.
+    /// The reader waits for a slow client: the reply at hand has no deadline.
     paused: Cell<bool>,
+    /// It carries a reply that its client reads slowly: new requests go elsewhere, and it closes when nothing is owed any more.
+    retired: Cell<bool>,
+    /// How much longer those behind that reply may be kept waiting.
+    patience: Cell<Duration>,
     /// Tick of the last byte read.
     progress: Cell<u32>,
     /// Tick at which a client last used it.
@@ -114,13 +122,13 @@ pub struct Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        self.env.open.release();
+        self.env.site.open.release();
     }
 }
 
 impl Conn {
     /// A connection that begins to connect; requests may be sent at once and leave when it is up. The caller holds a place in
-    /// `env.open`, which the connection gives back when it is dropped.
+    /// `env.site.open`, which the connection gives back when it is dropped.
     pub(super) fn open(env: &Rc<Env>, key: Key) -> Rc<Self> {
         let conn = Rc::new(Self {
             key,
@@ -133,6 +141,8 @@ impl Conn {
             dead: Cell::new(false),
             tainted: Cell::new(false),
             paused: Cell::new(false),
+            retired: Cell::new(false),
+            patience: Cell::new(PATIENCE),
             progress: Cell::new(env.clock.now()),
             used: Cell::new(env.clock.now()),
             kicked: Cell::new(false),
@@ -151,7 +161,7 @@ impl Conn {
     async fn connect(self: Rc<Self>) {
         let result = {
             let Ok(_permit) = self.env.connects.acquire().await else { return };
-            timeout(self.env.target.connect_timeout, self.env.target.connect(&self.key)).await
+            timeout(self.env.site.target.connect_timeout, self.env.site.connect(&self.key)).await
         };
         let error = match result {
             Ok(Ok((read, write))) => {
@@ -162,8 +172,13 @@ impl Conn {
                 self.spawn(Rc::clone(&self).read_on(read));
                 return;
             }
+            // What the server itself says of one pool (its user, its database, its protocol) is no reason to keep others waiting.
+            Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::Other | io::ErrorKind::PermissionDenied) => {
+                tracing::warn!(upstream = %self.env.site.target, %error, "the upstream refused a connection");
+                return self.fail(&UpstreamError::Unreachable(error.to_string()));
+            }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no connection within {:?}", self.env.target.connect_timeout),
+            Err(_) => format!("no connection within {:?}", self.env.site.target.connect_timeout),
         };
         self.env.health.failed(&error);
         self.fail(&UpstreamError::Unreachable(error));
@@ -174,6 +189,11 @@ impl Conn {
         self.dead.get()
     }
 
+    /// Whether new requests should go elsewhere.
+    pub fn retired(&self) -> bool {
+        self.retired.get()
+    }
+
     /// It must be closed, not pooled, when its user is done.
     pub fn taint(&self) {
         self.tainted.set(true);
@@ -181,7 +201,7 @@ impl Conn {
 
     /// Whether it may serve another session: alive, clean, and owing nothing.
     pub fn reusable(&self) -> bool {
-        !self.dead.get() && !self.tainted.get() && self.idle()
+        !self.dead.get() && !self.tainted.get() && !self.retired.get() && self.idle()
     }
 
     /// Whether nothing is owed.
@@ -264,8 +284,11 @@ impl Conn {
 
     /// Fails the connection when the request that has waited longest is past `limit` ticks.
     pub fn check_deadline(&self, limit: u32) {
-        if self.paused.get() || self.dead.get() {
+        if self.dead.get() {
             return;
+        }
+        if self.paused.get() {
+            return self.time_out_behind(limit);
         }
         let now = self.env.clock.now();
         let late = self.waiters.borrow().front().is_some_and(|w| {
@@ -274,9 +297,40 @@ impl Conn {
             w.since != NEVER && now.wrapping_sub(since) > limit
         });
         if late {
-            tracing::warn!(upstream = %self.env.target, "upstream did not answer in time: connection closed");
-            self.fail(&UpstreamError::TimedOut(self.env.target.socket_timeout));
+            tracing::warn!(upstream = %self.env.site.target, "upstream did not answer in time: connection closed");
+            self.fail(&UpstreamError::TimedOut(self.env.site.target.socket_timeout));
         }
+    }
+
+    /// Answers those whose requests have waited past `limit` ticks behind the reply at hand; their own replies are dropped when they come.
+    fn time_out_behind(&self, limit: u32) {
+        let now = self.env.clock.now();
+        let line = UpstreamError::TimedOut(self.env.site.target.socket_timeout).to_line();
+        let mut touched = Vec::new();
+        {
+            let mut waiters = self.waiters.borrow_mut();
+            let reader = waiters.front().and_then(|w| w.client.clone());
+            for waiter in waiters.iter_mut().skip(1) {
+                if waiter.since == NEVER || now.wrapping_sub(waiter.since) <= limit {
+                    continue;
+                }
+                // The client of the reply at hand gets its replies in order, and is the one who is slow.
+                let other = |c: &Rc<Downstream>| !reader.as_ref().is_some_and(|r| Rc::ptr_eq(r, c));
+                let Some(client) = waiter.client.take_if(|c| other(c)) else { continue };
+                match std::mem::replace(&mut waiter.owed, Owed::Dropped) {
+                    Owed::Local(bytes) => {
+                        client.waited(bytes.len());
+                        client.append(|out| out.extend_from_slice(&bytes));
+                        waiter.owed = Owed::Local(Rc::default());
+                    }
+                    Owed::Dropped => {}
+                    _ => client.append(|out| (0..waiter.count).for_each(|_| resp::put_error(out, line.as_bytes()))),
+                }
+                client.settle(waiter.count);
+                client.queue(&mut touched);
+            }
+        }
+        touched.iter().for_each(|client| client.flush());
     }
 
     async fn write_on(self: Rc<Self>, write: WriteHalf) {
@@ -301,7 +355,7 @@ impl Conn {
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(upstream = %self.env.target, %error, "upstream connection broke");
+                        tracing::warn!(upstream = %self.env.site.target, %error, "upstream connection broke");
                         return self.fail(&UpstreamError::Lost);
                     }
                 }
@@ -352,29 +406,45 @@ impl Conn {
             }
             if let Err(error) = turn {
                 if !self.dead.get() {
-                    tracing::warn!(upstream = %self.env.target, error, "upstream connection closed");
+                    tracing::warn!(upstream = %self.env.site.target, error, "upstream connection closed");
                 }
                 return self.fail(&UpstreamError::Lost);
             }
             for client in slow.drain(..) {
                 self.wait_for(&client).await;
             }
+            if self.retired.get() && self.idle() {
+                return self.fail(&UpstreamError::Lost);
+            }
         }
     }
 
-    /// Lets a client that is behind catch up before more is read for it: a large reply passes in little memory. One that reads slower than
-    /// [`PACE`] is not waited for beyond [`PATIENCE`], since everybody else on this connection waits too: its output grows to its limit.
-    async fn wait_for(&self, client: &Downstream) {
+    /// Lets a client that is behind catch up before more is read for it: a large reply passes in little memory.
+    ///
+    /// New requests of others take another connection from then on. Those that are behind this reply already wait with it, so a client that
+    /// reads slower than [`PACE`] is not waited for beyond [`PATIENCE`] on their behalf: its output grows to its limit instead. With nobody
+    /// behind it, it has all the time it takes.
+    async fn wait_for(&self, client: &Rc<Downstream>) {
         self.paused.set(true);
-        let mut deadline = Instant::now() + PATIENCE;
-        loop {
-            let before = client.written();
-            let drained = tokio::time::timeout_at(deadline, poll_fn(|cx| client.poll_drained(cx))).await.is_ok();
-            let credit = Duration::from_millis((client.written() - before) / PACE);
-            if drained || credit.is_zero() {
-                break;
+        let drained = |deadline| tokio::time::timeout_at(deadline, poll_fn(|cx| client.poll_drained(cx)));
+        if drained(Instant::now() + CATCH_UP).await.is_err() {
+            self.retired.set(true);
+            loop {
+                let others =
+                    self.waiters.borrow().iter().any(|w| w.client.as_ref().is_some_and(|c| !Rc::ptr_eq(c, client)));
+                if others && self.patience.get().is_zero() {
+                    break;
+                }
+                let before = client.written();
+                let began = Instant::now();
+                if drained(began + SLICE).await.is_ok() {
+                    break;
+                }
+                if others {
+                    let paid = Duration::from_millis((client.written() - before) / PACE);
+                    self.patience.set(self.patience.get().saturating_sub(began.elapsed().saturating_sub(paid)));
+                }
             }
-            deadline = Instant::now() + credit.min(PATIENCE);
         }
         self.progress.set(self.env.clock.now());
         self.paused.set(false);
@@ -403,16 +473,28 @@ impl Conn {
             };
             let finished = match &mut waiter.owed {
                 Owed::Local(bytes) => {
+                    if let Some(client) = &waiter.client {
+                        client.waited(bytes.len());
+                    }
                     pass(waiter.client.as_ref(), bytes, written);
                     settle(waiter.client.as_ref(), 1);
                     true
                 }
                 Owed::Raw | Owed::Dropped => {
                     let client = waiter.client.as_ref().filter(|_| matches!(waiter.owed, Owed::Raw));
-                    let (used, done) = raw(buf, at, reading, waiter.count, client, written)?;
-                    at = used;
-                    waiter.count -= done;
-                    settle(waiter.client.as_ref(), done);
+                    let passed = raw(buf, at, reading, waiter.count, client, written);
+                    at = passed.at;
+                    waiter.count -= passed.done;
+                    settle(waiter.client.as_ref(), passed.done);
+                    if passed.malformed {
+                        return Err(MALFORMED);
+                    }
+                    if waiter.count > 0 && reading.begun.is_none() && buf.get(at) == Some(&b'>') {
+                        if self.key.proto == Proto::Resp3 {
+                            continue;
+                        }
+                        return Err(MALFORMED);
+                    }
                     waiter.count == 0
                 }
                 Owed::Instead(bytes) => {
@@ -450,7 +532,7 @@ impl Conn {
                                     client.abandon();
                                 }
                                 self.env.isolation_failures.set(self.env.isolation_failures.get() + 1);
-                                tracing::error!(upstream = %self.env.target, "a reply held a name outside the tenant's prefix: withheld");
+                                tracing::error!(upstream = %self.env.site.target, "a reply held a name outside the tenant's prefix: withheld");
                                 return Err("a reply that held a name outside the prefix");
                             }
                         }
@@ -487,11 +569,16 @@ impl Conn {
             let text = if i == 0 || matches!(error, UpstreamError::Unreachable(_)) { &line } else { &lost };
             client.append(|out| match &waiter.owed {
                 Owed::Dropped => {}
-                Owed::Local(bytes) => out.extend_from_slice(bytes),
+                Owed::Local(bytes) => {
+                    out.extend_from_slice(bytes);
+                }
                 Owed::Raw | Owed::Instead(_) | Owed::Rewritten(_) => {
                     (0..waiter.count).for_each(|_| resp::put_error(out, text.as_bytes()));
                 }
             });
+            if let Owed::Local(bytes) = &waiter.owed {
+                client.waited(bytes.len());
+            }
             client.settle(waiter.count);
             client.queue(&mut touched);
         }
@@ -526,7 +613,17 @@ fn settle(client: Option<&Rc<Downstream>>, n: u32) {
     }
 }
 
-/// Passes up to `count` replies from `buf[at..]` to `client` (or nobody) as they are: where it stopped, and how many ended.
+/// What [`raw`] did before it stopped.
+struct Passed {
+    /// Where it stopped.
+    at: usize,
+    /// How many replies ended.
+    done: u32,
+    /// What follows is no reply.
+    malformed: bool,
+}
+
+/// Passes up to `count` replies from `buf[at..]` to `client` (or nobody) as they are.
 fn raw(
     buf: &[u8],
     mut at: usize,
@@ -534,15 +631,14 @@ fn raw(
     count: u32,
     client: Option<&Rc<Downstream>>,
     written: &mut Vec<Rc<Downstream>>,
-) -> Result<(usize, u32), &'static str> {
-    let mut done = 0;
+) -> Passed {
+    let (mut done, mut malformed) = (0, false);
     // Everything from here to `at` is passed in one piece.
     let mut from = at;
-    // The first byte of the reply at hand, if it is in this buffer.
-    let mut first = None;
     while done < count {
         let Some(&kind) = buf.get(at) else { break };
-        if reading.begun.is_none() {
+        let first = reading.begun.is_none();
+        if first {
             if kind == b'>' {
                 break;
             }
@@ -550,45 +646,39 @@ fn raw(
                 let line = &buf[at..];
                 match memchr::memchr(b'\n', line) {
                     None if line.len() < ERROR_LINE => break,
-                    Some(end) if shows_arguments(&line[..end]) => {
-                        pass(client, &buf[from..at], written);
-                        pass(client, without_arguments(&line[..end]), written);
-                        pass(client, b"\r\n", written);
-                        at += end + 1;
-                        from = at;
-                        done += 1;
-                        continue;
+                    Some(end) => {
+                        if let Some(own) = line[..end].strip_suffix(b"\r").and_then(own_error) {
+                            pass(client, &buf[from..at], written);
+                            pass(client, &own, written);
+                            pass(client, b"\r\n", written);
+                            at += end + 1;
+                            from = at;
+                            done += 1;
+                            continue;
+                        }
                     }
-                    _ => {}
+                    None => {}
                 }
             }
-            first = Some(at);
         }
-        let (n, ended) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;
-        at += n;
+        let Ok((n, ended)) = reading.scanner.advance(&buf[at..]) else {
+            malformed = true;
+            break;
+        };
         if ended {
+            at += n;
             reading.begun = None;
             done += 1;
-        } else {
-            let mark = client.map_or(0, |c| c.mark()) + first.map_or(0, |first| (first - from) as u64);
-            if n > 0 {
-                reading.begun.get_or_insert(mark);
-            }
-            break;
+            continue;
         }
+        if first && n > 0 {
+            reading.begun = Some(client.map_or(0, |c| c.mark()) + (at - from) as u64);
+        }
+        at += n;
+        break;
     }
     if at > from {
         pass(client, &buf[from..at], written);
     }
-    Ok((at, done))
-}
-
-/// Redis quotes the arguments, prefixed names among them, of a command it does not know.
-fn shows_arguments(line: &[u8]) -> bool {
-    line.starts_with(b"-ERR unknown command") || line.starts_with(b"-ERR Unknown command")
-}
-
-fn without_arguments(line: &[u8]) -> &[u8] {
-    const ARGUMENTS: &[u8] = b", with args beginning with:";
-    memchr::memmem::find(line, ARGUMENTS).map_or(b"-ERR unknown command", |at| &line[..at])
+    Passed { at, done, malformed }
 }

@@ -8,10 +8,11 @@ use redis::{
     RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection,
 };
 
-use super::{Endpoint, Target};
+use super::{Endpoint, Key, Kind, Target};
 use crate::{
     command::{self, ROWS, Row},
     error::UpstreamError,
+    resp::Proto,
 };
 
 /// Connections for work outside the data path, one per database, opened on use.
@@ -30,8 +31,7 @@ impl Control {
     /// Runs one command on database `db`.
     ///
     /// # Errors
-    /// [`UpstreamError`]; an error reply of the upstream comes as `Unreachable` with its text, since scoped work sends nothing a healthy
-    /// upstream refuses.
+    /// [`UpstreamError`]; an error reply of the upstream comes as `Refused`.
     pub async fn query<T: FromRedisValue>(&self, db: u32, cmd: &Cmd) -> Result<T, UpstreamError> {
         let known = self.conns.borrow().get(&db).cloned();
         let mut conn = match known {
@@ -53,7 +53,7 @@ impl Control {
                 } else if error.is_io_error() {
                     UpstreamError::Lost
                 } else {
-                    UpstreamError::Unreachable(describe(&error))
+                    UpstreamError::Refused(describe(&error))
                 })
             }
             Err(_) => {
@@ -216,6 +216,23 @@ fn text(value: &Value) -> Option<String> {
         Value::BulkString(b) => Some(String::from_utf8_lossy(b).into_owned()),
         Value::SimpleString(s) => Some(s.clone()),
         _ => None,
+    }
+}
+
+/// Whether the upstream takes this login. Without a password nothing is asked: a connection would be somebody without one.
+///
+/// # Errors
+/// When it cannot be asked.
+pub async fn try_login(target: &Target, user: &str, password: &str) -> Result<bool, UpstreamError> {
+    if user.is_empty() || password.is_empty() {
+        return Ok(false);
+    }
+    let key = Key { kind: Kind::Data, tenant: 0, db: 0, proto: Proto::Resp2 };
+    match tokio::time::timeout(target.connect_timeout, target.connect(user, password, &key)).await {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(e)) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
+        Ok(Err(e)) => Err(UpstreamError::Unreachable(e.to_string())),
+        Err(_) => Err(UpstreamError::TimedOut(target.connect_timeout)),
     }
 }
 

@@ -1,0 +1,136 @@
+//! AUTH and HELLO … AUTH: one path for both doors. A login is checked apart from the data path (a hash may take tens of milliseconds, the
+//! upstream a round trip), failures are slowed per address, and who logs in anew leaves everything of its former tenant behind.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::time::Instant;
+
+use crate::{
+    config::AuthMode,
+    local::{self, Hello, WRONG_PASSWORD},
+    resp::Value,
+    session::{Session, Until},
+    tenant::{
+        Tenant,
+        password::{Outcome, PasswordId},
+        throttle::Source,
+    },
+    upstream::control,
+};
+
+/// A login to be checked.
+#[derive(Debug)]
+pub struct Attempt {
+    user: Vec<u8>,
+    password: Secret,
+    /// What else a HELLO asks for.
+    hello: Option<Hello>,
+}
+
+/// Bytes that never appear in a log.
+struct Secret(Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Attempt {
+    /// `hello`: it came with a HELLO, which takes effect only if the login does.
+    pub fn new(user: &[u8], password: &[u8], hello: Option<Hello>) -> Self {
+        Self { user: user.to_vec(), password: Secret(password.to_vec()), hello }
+    }
+}
+
+/// What a session logged in with: when that is taken out of the settings, the session ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The user's name.
+    pub user: Vec<u8>,
+    /// Which of the user's passwords; none where the upstream checked it.
+    pub password: Option<PasswordId>,
+}
+
+/// Checks a login and answers it; nothing is in flight. `false` when the connection ended meanwhile.
+pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
+    let source = Source::new(s.client.addr.parse::<SocketAddr>().ok().map(|a| a.ip()));
+    let shared = Arc::clone(&s.worker.shared);
+    let delay = shared.throttle.before(source, Instant::now());
+    if !delay.is_zero() && !s.wait(Until::Moment(Instant::now() + delay)).await {
+        return false;
+    }
+    let outcome = check(s, &attempt).await;
+    if s.down.alarm().killed() {
+        return false;
+    }
+    let Some((tenant, login)) = outcome else {
+        shared.throttle.failed(source, Instant::now());
+        tracing::info!(client = %s.client.addr, user = %attempt.user.escape_ascii(), "login refused");
+        s.refuse(WRONG_PASSWORD);
+        s.down.flush();
+        return true;
+    };
+    shared.throttle.succeeded(source);
+    let again = s.logged_in && s.tenant.id == tenant.id;
+    if !again && !tenant.admit() {
+        s.refuse(format!("ERR max number of clients of tenant '{}' reached", tenant.name));
+        s.down.flush();
+        return true;
+    }
+    // Whoever logs in, be it as the same user, starts without transaction, watched keys or a connection of its own.
+    local::drop_state(s);
+    if again {
+        s.set_login(Some(login));
+    } else {
+        tracing::debug!(client = %s.client.addr, tenant = tenant.name, "logged in");
+        s.become_tenant(tenant, Some(login));
+    }
+    match attempt.hello {
+        Some(hello) => local::greet(s, hello),
+        None => s.answer(&Value::ok()),
+    }
+    s.down.flush();
+    true
+}
+
+async fn check(s: &Session, attempt: &Attempt) -> Option<(Arc<Tenant>, Login)> {
+    let directory = s.worker.shared.directory.load_full();
+    let login = |password| Login { user: attempt.user.clone(), password };
+    match directory.mode {
+        AuthMode::Static => match directory.credentials.login(&attempt.user, &attempt.password.0).await {
+            Outcome::Accepted(id) => {
+                let tenant = std::str::from_utf8(&attempt.user).ok().and_then(|name| directory.tenants.get(name))?;
+                Some((Arc::clone(tenant), login(Some(id))))
+            }
+            Outcome::Refused => None,
+        },
+        AuthMode::Upstream => {
+            let (Ok(user), Ok(password)) =
+                (std::str::from_utf8(&attempt.user), std::str::from_utf8(&attempt.password.0))
+            else {
+                return None;
+            };
+            let site = directory.newcomers.0.clone();
+            match control::try_login(&site.target, user, password).await {
+                Ok(true) => Some((s.worker.shared.newcomer(&directory, user, password)?, login(None))),
+                Ok(false) => None,
+                Err(error) => {
+                    tracing::warn!(upstream = %site.target, error = error.to_line(), "a login could not be checked");
+                    None
+                }
+            }
+        }
+    }
+}
+
+/// RESET: as just connected. Nothing is in flight.
+pub fn start_over(s: &mut Session) {
+    let directory = s.worker.shared.directory.load_full();
+    let first = s.listener_tenant.clone().or_else(|| directory.anonymous.clone());
+    match first {
+        Some(tenant) if tenant.id == s.tenant.id && s.logged_in => s.set_login(None),
+        Some(tenant) if tenant.admit() => s.become_tenant(tenant, None),
+        _ => s.become_nobody(),
+    }
+}

@@ -1,0 +1,207 @@
+//! Failed logins per address: who guesses is answered ever later (isolation.md U2).
+//!
+//! The first few failures within a minute cost nothing, so that a mistyped password is no nuisance; from then on each attempt waits, twice
+//! as long after every further failure, until a minute passes without one or a login succeeds. The table has a bound: over it the
+//! address whose last failure is longest ago is forgotten.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Failures that cost nothing.
+const FREE: u32 = 5;
+/// Within this time; also how long an address must be without a failure to be as new.
+const WINDOW: Duration = Duration::from_secs(60);
+/// First wait.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// Longest wait.
+const LONGEST: Duration = Duration::from_secs(5);
+/// Most addresses that are remembered.
+const ADDRESSES: usize = 10_000;
+
+/// Where a client comes from, as far as failures are counted: all unix sockets are one, and so is a /64 of IPv6, which is what one host
+/// usually has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source(Option<IpAddr>);
+
+impl Source {
+    /// `None`: a unix socket.
+    pub fn new(address: Option<IpAddr>) -> Self {
+        Self(address.map(|address| match address.to_canonical() {
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, ..] = v6.segments();
+                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            }
+            v4 @ IpAddr::V4(_) => v4,
+        }))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failures {
+    count: u32,
+    /// Of the first that counts.
+    first: Instant,
+    last: Instant,
+}
+
+impl Failures {
+    /// Whether they are too old to matter at `now`.
+    fn over(&self, now: Instant) -> bool {
+        let since = if self.count < FREE { self.first } else { self.last };
+        now.saturating_duration_since(since) >= WINDOW
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_address: HashMap<Source, Failures>,
+    by_age: BTreeSet<(Instant, Source)>,
+}
+
+impl Table {
+    fn remove(&mut self, source: Source) -> Option<Failures> {
+        let failures = self.by_address.remove(&source)?;
+        self.by_age.remove(&(failures.last, source));
+        Some(failures)
+    }
+}
+
+/// Failed logins of all workers.
+#[derive(Debug)]
+pub struct Throttle {
+    table: Mutex<Table>,
+    most: usize,
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self::new(ADDRESSES)
+    }
+}
+
+impl Throttle {
+    /// Remembers `most` addresses.
+    pub fn new(most: usize) -> Self {
+        Self { table: Mutex::default(), most: most.max(1) }
+    }
+
+    /// How long an attempt from there has to wait before it is looked at.
+    pub fn before(&self, source: Source, now: Instant) -> Duration {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        match table.by_address.get(&source) {
+            Some(failures) if failures.count >= FREE && !failures.over(now) => {
+                (SHORTEST * 2u32.saturating_pow((failures.count - FREE).min(10))).min(LONGEST)
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// An attempt from there failed.
+    pub fn failed(&self, source: Source, now: Instant) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = table.remove(source).filter(|failures| !failures.over(now));
+        if before.is_none() && table.by_address.len() >= self.most {
+            let oldest = table.by_age.first().map(|(_, source)| *source);
+            oldest.and_then(|source| table.remove(source));
+        }
+        let mut failures = before.unwrap_or(Failures { count: 0, first: now, last: now });
+        failures.count = failures.count.saturating_add(1);
+        failures.last = failures.last.max(now);
+        table.by_age.insert((failures.last, source));
+        table.by_address.insert(source, failures);
+    }
+
+    /// An attempt from there succeeded: its failures are forgotten.
+    pub fn succeeded(&self, source: Source) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(source);
+    }
+
+    /// How many addresses are remembered.
+    pub fn addresses(&self) -> usize {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).by_address.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        Source::new(text.parse().ok())
+    }
+
+    /// Milliseconds to wait.
+    fn wait(throttle: &Throttle, source: Source, at: Instant) -> u128 {
+        throttle.before(source, at).as_millis()
+    }
+
+    #[test]
+    fn u2_waits_double_after_the_fifth_failure() {
+        let throttle = Throttle::default();
+        let (here, mut now) = (source("10.0.0.1"), Instant::now());
+        for expected in [0, 0, 0, 0, 0, 100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+            assert_eq!(wait(&throttle, here, now), expected);
+            now += throttle.before(here, now);
+            throttle.failed(here, now);
+        }
+        assert_eq!(wait(&throttle, source("10.0.0.2"), now), 0);
+        assert_eq!(wait(&throttle, Source::new(None), now), 0);
+        throttle.succeeded(here);
+        assert_eq!((wait(&throttle, here, now), throttle.addresses()), (0, 0));
+    }
+
+    #[test]
+    fn failures_are_forgotten_after_a_minute() {
+        let throttle = Throttle::default();
+        let (here, mut now) = (Source::new(None), Instant::now());
+        // Every 20 seconds there are never five within a minute.
+        for _ in 0..20 {
+            assert_eq!(wait(&throttle, here, now), 0);
+            throttle.failed(here, now);
+            now += Duration::from_secs(20);
+        }
+        now += WINDOW;
+        for _ in 0..6 {
+            throttle.failed(here, now);
+        }
+        assert_eq!(wait(&throttle, here, now), 200);
+        assert_eq!(wait(&throttle, here, now + WINDOW - Duration::from_millis(1)), 200);
+        assert_eq!(wait(&throttle, here, now + WINDOW), 0);
+        // A clock of another thread may be a little behind.
+        throttle.failed(here, now - Duration::from_millis(1));
+        assert_eq!(wait(&throttle, here, now), 400);
+    }
+
+    #[test]
+    fn the_table_keeps_the_latest() {
+        let throttle = Throttle::new(3);
+        let mut now = Instant::now();
+        for last in 0..6 {
+            for _ in 0..6 {
+                throttle.failed(source(&format!("10.0.0.{last}")), now);
+            }
+            now += Duration::from_millis(1);
+            // Not the oldest any more.
+            throttle.failed(source("10.0.0.0"), now);
+            now += Duration::from_millis(1);
+        }
+        assert_eq!(throttle.addresses(), 3);
+        let waits: Vec<u128> = (0..6).map(|last| wait(&throttle, source(&format!("10.0.0.{last}")), now)).collect();
+        assert_eq!(waits, [5000, 0, 0, 0, 200, 200]);
+        assert_eq!(throttle.table.lock().unwrap().by_age.len(), 3);
+    }
+
+    #[test]
+    fn addresses_of_one_host_are_one() {
+        assert_eq!(source("2001:db8:1:2::1"), source("2001:db8:1:2:ffff::9"));
+        assert_ne!(source("2001:db8:1:2::1"), source("2001:db8:1:3::1"));
+        assert_eq!(source("::ffff:10.0.0.1"), source("10.0.0.1"));
+        assert_ne!(source("10.0.0.1"), Source::new(None));
+    }
+}
