@@ -338,9 +338,9 @@ impl Request {
             self.reserved.set(self.reserved.get() + len);
             if over {
                 let name = &self.tenant.name;
-                self.sink = Sink::Refused(format!(
-                    "BUSY tenant '{name}' is sending {DECLARED} bytes of large requests already"
-                ).into_bytes());
+                self.sink = Sink::Refused(
+                    format!("BUSY tenant '{name}' is sending {DECLARED} bytes of large requests already").into_bytes(),
+                );
                 return Ok(());
             }
         }

@@ -63,8 +63,8 @@ fn value(client: &mut Client, kind: &str, name: &[u8]) -> Vec<u8> {
             all
         }
         "ReJSON-RL" => client.call(&[b"JSON.GET", name]),
-        // Facts and samples, without the names in rules, which carry the prefix.
-        "TSDB-TYPE" => client.call(&[b"TS.RANGE", name, b"-", b"+"]),
+        // The last sample: TS.RANGE takes a key named COUNT for an option, and TS.INFO has names in it.
+        "TSDB-TYPE" => client.call(&[b"TS.GET", name]),
         // Its decay is by chance.
         "TopK-TYPE" => client.call(&[b"TOPK.INFO", name]),
         "trietype0" => client.call(&[b"FT.SUGGET", name, b"h", b"FUZZY", b"MAX", b"100", b"WITHSCORES"]),
