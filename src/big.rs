@@ -98,7 +98,7 @@ pub async fn pass(s: &mut Session) -> bool {
         }
         Err(Some(text)) => {
             abandon(s);
-            s.last_word = Some(format!("ERR Protocol error: {text}"));
+            s.last_word = Some([b"ERR Protocol error: ", &text[..]].concat());
             false
         }
     }
@@ -201,7 +201,7 @@ async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut prog
             }
             request::Parsed::Incomplete => {
                 let text = format!("ERR Protocol error: a request of this kind may have {MAX_HELD} bytes at the most");
-                s.last_word = Some(text);
+                s.last_word = Some(text.into_bytes());
                 return false;
             }
             request::Parsed::Command(n) => {
@@ -309,7 +309,7 @@ impl Request {
     }
 
     /// An argument that is there.
-    fn whole(&mut self, arg: &[u8]) -> Result<(), String> {
+    fn whole(&mut self, arg: &[u8]) -> Result<(), Vec<u8>> {
         self.header(arg.len() as u64)?;
         self.body(arg);
         self.end();
@@ -317,7 +317,7 @@ impl Request {
     }
 
     /// The length line of the argument at hand, and the prefix if it is a name.
-    fn header(&mut self, len: u64) -> Result<(), String> {
+    fn header(&mut self, len: u64) -> Result<(), Vec<u8>> {
         self.digits.clear();
         let Some((conn, row)) = self.upstream() else { return Ok(()) };
         let name = command::fixed_slot(row, self.at, self.argc, self.numkeys) == Some(true);
@@ -378,7 +378,7 @@ impl Request {
     ///
     /// # Errors
     /// The text of a protocol error, or `None` when the client stalled or left.
-    async fn run(&mut self, s: &mut Session, mut buf: Vec<u8>, bulk: Option<u64>) -> Result<Vec<u8>, Option<String>> {
+    async fn run(&mut self, s: &mut Session, mut buf: Vec<u8>, bulk: Option<u64>) -> Result<Vec<u8>, Option<Vec<u8>>> {
         // It holds an upstream connection, so it has to keep moving.
         let (mut owed, mut deadline) = (PACE, Instant::now() + STALLED);
         let mut place = Place::Header;

@@ -34,6 +34,30 @@ pub enum Command {
         #[arg(required = true, last = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
+    /// Read a password from standard input and print its hash for the settings
+    HashPassword {
+        /// A SHA-256 instead of argon2id: no work to check, so for long random passwords only
+        #[arg(long)]
+        sha256: bool,
+    },
+    /// Move keys that exist upstream already into a tenant's prefix; never overwrites
+    Adopt {
+        /// Whose they shall be; without tenants, `default`
+        #[arg(long, value_name = "T")]
+        tenant: String,
+        /// Which, by their names upstream
+        #[arg(long = "match", value_name = "GLOB", allow_hyphen_values = true)]
+        pattern: OsString,
+        /// Count them, move nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Delete everything a tenant has, in all its databases; does not ask
+    Purge {
+        /// Whose keys; without tenants, `default`
+        #[arg(long, value_name = "T")]
+        tenant: String,
+    },
     /// Print the table of commands as implemented
     Commands {
         /// How to print it
@@ -159,6 +183,15 @@ mod tests {
     }
 
     #[test]
+    fn tenants_are_named() {
+        let (command, o) = read("keyfence adopt --tenant acme --match -a* --dry-run -c f").unwrap();
+        assert_eq!(o.config, Some("f".into()));
+        assert_eq!(command, Command::Adopt { tenant: "acme".into(), pattern: "-a*".into(), dry_run: true });
+        assert_eq!(read("keyfence purge --tenant a").unwrap().0, Command::Purge { tenant: "a".into() });
+        assert_eq!(read("keyfence hash-password --sha256").unwrap().0, Command::HashPassword { sha256: true });
+    }
+
+    #[test]
     fn exits() {
         for line in ["keyfence --help", "keyfence --version", "keyfence explain --help"] {
             assert_eq!(read(line).unwrap_err().status, 0, "{line}");
@@ -171,6 +204,10 @@ mod tests {
             "keyfence explain GET k",
             "keyfence commands --format xml",
             "keyfence run x",
+            "keyfence adopt --tenant a",
+            "keyfence adopt --match *",
+            "keyfence purge",
+            "keyfence hash-password secret",
             "keyfence -c a -c b",
         ] {
             assert_eq!(read(line).unwrap_err().status, EXIT_USAGE, "{line}");

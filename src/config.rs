@@ -195,7 +195,7 @@ pub struct Tenant {
     pub listen: Vec<Listen>,
     /// Names in a client certificate, or SNI names, that are this tenant.
     pub tls_identities: Vec<String>,
-    /// Commands it may run besides the usual ones.
+    /// The only commands it may run; empty: all that are served.
     pub allow: Vec<String>,
     /// Commands it may not run.
     pub deny: Vec<String>,

@@ -4,14 +4,15 @@ use std::fmt::Write as _;
 
 use crate::{
     command::{self, Args, Class, Lookup, Row, Shape, Slot},
-    config::{Config, DATABASES},
+    config::Tenant,
     resp,
     rewrite::{self, Namespace},
     scoped,
+    tenant::Permitted,
 };
 
-/// The explanation of `words`, the command word first.
-pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
+/// The explanation of `words`, the command word first, sent by `tenant`.
+pub fn explain(tenant: &Tenant, words: &[Vec<u8>]) -> String {
     let (frame, spans) = frame(words);
     let args = Args::new(&frame, &spans);
     let mut out = String::new();
@@ -39,26 +40,30 @@ pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
         let _ = writeln!(out, "refused     answered here\nreply       -{error}");
         return out;
     }
-    if !row.served() {
-        let why = if matches!(row.class, Class::Denied) {
+    let denied = row.served() && !Permitted::from_lists(&tenant.allow, &tenant.deny).has(row);
+    if denied || !row.served() {
+        let why = if denied {
+            "denied to this tenant by its settings"
+        } else if matches!(row.class, Class::Denied) {
             "reaches past the namespace"
         } else {
             "not served by this version"
         };
         let _ = writeln!(
             out,
-            "refused     {why}\nreply       -NOPERM User default has no permissions to run the '{}' command",
+            "refused     {why}\nreply       -NOPERM User {} has no permissions to run the '{}' command",
+            tenant.name,
             row.lower_name()
         );
-        if row.note != "-" {
+        if !denied && row.note != "-" {
             let _ = writeln!(out, "why         {}", row.note);
         }
         return out;
     }
     match row.class {
-        Class::Keyed | Class::Keyless => forwarded(&mut out, config, row, &frame, &spans, &args),
+        Class::Keyed | Class::Keyless => forwarded(&mut out, tenant, row, &frame, &spans, &args),
         Class::Scoped => {
-            let pattern = [&scoped::glob_escape(config.key_prefix.as_bytes())[..], b"*"].concat();
+            let pattern = [&scoped::glob_escape(tenant.prefix.as_bytes())[..], b"*"].concat();
             let _ = writeln!(
                 out,
                 "upstream    SCAN cursor MATCH {} …, in pages; names are checked for the prefix again",
@@ -73,8 +78,8 @@ pub fn explain(config: &Config, words: &[Vec<u8>]) -> String {
     out
 }
 
-fn forwarded(out: &mut String, config: &Config, row: &Row, frame: &[u8], spans: &[command::Span], args: &Args<'_>) {
-    let ns = Namespace { prefix: config.key_prefix.as_bytes(), db_base: config.upstream.db, databases: DATABASES };
+fn forwarded(out: &mut String, tenant: &Tenant, row: &Row, frame: &[u8], spans: &[command::Span], args: &Args<'_>) {
+    let ns = Namespace { prefix: tenant.prefix.as_bytes(), db_base: tenant.db, databases: tenant.databases };
     let (mut marks, mut sent) = (Vec::new(), Vec::new());
     if rewrite::request(row, frame, spans, &ns, &mut marks, &mut sent).is_err() {
         let _ = writeln!(out, "refused     a key is longer than 512 MiB with the prefix");

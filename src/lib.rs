@@ -12,10 +12,12 @@
 //! The modules, in the order of the path:
 
 // Entry: the command line and what it leads to.
+pub mod adopt;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod explain;
+pub mod purge;
 // The path of a command.
 pub mod big;
 pub mod command;
@@ -42,3 +44,4 @@ pub mod fuzz;
 pub mod glob;
 pub mod net;
 pub mod tenant;
+pub mod walk;

@@ -1,8 +1,8 @@
 //! The `keyfence` binary: log, settings, runtime, then one of the library's commands; and the exit status.
 
 use std::{
-    io::{IsTerminal as _, Write as _, stderr, stdout},
-    os::unix::ffi::OsStringExt as _,
+    io::{BufRead as _, IsTerminal as _, Write as _, stderr, stdin, stdout},
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::PathBuf,
     process::ExitCode,
 };
@@ -10,11 +10,13 @@ use std::{
 use tokio::runtime::{Builder, LocalOptions};
 
 use keyfence::{
-    check,
+    adopt, check,
     cli::{self, Command, EXIT_USAGE, Format},
     command::render,
-    config::{Config, DEFAULT_FILE, LogFormat, environment},
-    explain, server,
+    config::{Config, DEFAULT_FILE, LogFormat, Tenant, environment},
+    explain, purge, server,
+    tenant::password,
+    walk,
 };
 
 #[global_allocator]
@@ -43,6 +45,20 @@ fn main() -> ExitCode {
         });
         return ExitCode::SUCCESS;
     }
+    if let Command::HashPassword { sha256 } = command {
+        return match read_password()
+            .and_then(|given| if sha256 { Ok(password::sha256_of(&given)) } else { password::argon2id(&given) })
+        {
+            Ok(hash) => {
+                say(&(hash + "\n"));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                complain(&format!("keyfence: {error}"));
+                ExitCode::from(EXIT_USAGE)
+            }
+        };
+    }
     let config = match Config::load(&overrides, environment()) {
         Ok(config) => config,
         Err(error) => {
@@ -51,14 +67,22 @@ fn main() -> ExitCode {
         }
     };
     match command {
-        Command::Explain { tenant: Some(tenant), .. } => {
-            complain(&format!("keyfence: no tenant '{tenant}': the settings have no [tenants]"));
-            ExitCode::from(EXIT_USAGE)
-        }
-        Command::Explain { command, .. } => {
-            let words: Vec<Vec<u8>> = command.into_iter().map(|w| w.into_vec()).collect();
-            say(&explain::explain(&config, &words));
-            ExitCode::SUCCESS
+        Command::Explain { tenant, command } => {
+            let Some(name) = tenant.as_deref().or_else(|| config.unnamed_tenant()) else {
+                complain("keyfence: whose command? There are tenants in the settings: name one with --tenant");
+                return ExitCode::from(EXIT_USAGE);
+            };
+            match config.tenant(name) {
+                Ok(tenant) => {
+                    let words: Vec<Vec<u8>> = command.into_iter().map(|w| w.into_vec()).collect();
+                    say(&explain::explain(&tenant, &words));
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    complain(&format!("keyfence: {error}"));
+                    ExitCode::from(EXIT_USAGE)
+                }
+            }
         }
         Command::Check => on_runtime(async {
             let (target, child) = server::upstream(&config.upstream).await.map_err(|e| (EXIT_UNAVAILABLE, e))?;
@@ -71,7 +95,19 @@ fn main() -> ExitCode {
             say(&report.map_err(|e| (EXIT_UNAVAILABLE, e))?);
             Ok(())
         }),
-        Command::Run | Command::Commands { .. } => {
+        Command::Adopt { tenant, pattern, dry_run } => on_tenant(&config, &tenant, async |tenant| {
+            if tenant.prefix.is_none() {
+                return Err((
+                    EXIT_USAGE,
+                    format!("tenant '{}' has no prefix: the keys there are its own", tenant.name),
+                ));
+            }
+            adopt::adopt(&config, &tenant, pattern.as_bytes(), dry_run).await.map_err(|e| (EXIT_UNAVAILABLE, e))
+        }),
+        Command::Purge { tenant } => on_tenant(&config, &tenant, async |tenant| {
+            purge::purge(&config, &tenant).await.map_err(|e| (EXIT_UNAVAILABLE, e))
+        }),
+        Command::Run | Command::Commands { .. } | Command::HashPassword { .. } => {
             start_log(&config);
             config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
             let file = overrides.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|f: &PathBuf| f.exists()));
@@ -79,6 +115,35 @@ fn main() -> ExitCode {
             on_runtime(async { server::run(config, file, again).await.map_err(|e| (1, e)) })
         }
     }
+}
+
+/// Does `work` on the tenant of this name, and tells what came of it.
+fn on_tenant(
+    config: &Config,
+    name: &str,
+    work: impl AsyncFnOnce(Tenant) -> Result<walk::Report, (u8, String)>,
+) -> ExitCode {
+    on_runtime(async {
+        let report = work(config.tenant(name).map_err(|e| (EXIT_USAGE, e))?).await?;
+        report.notes.iter().for_each(|note| complain(note));
+        say(&(report.summary + "\n"));
+        Ok(())
+    })
+}
+
+/// One line of standard input; asked for, and not shown, at a terminal.
+fn read_password() -> Result<Vec<u8>, String> {
+    let mut given = Vec::new();
+    if stdin().is_terminal() {
+        complain("password:");
+        given = rpassword::read_password().map_err(|e| format!("no password could be read: {e}"))?.into_bytes();
+    } else {
+        stdin().lock().read_until(b'\n', &mut given).map_err(|e| format!("no password could be read: {e}"))?;
+        if given.pop_if(|c| *c == b'\n').is_some() {
+            given.pop_if(|c| *c == b'\r');
+        }
+    }
+    if given.is_empty() { Err("no password on standard input".into()) } else { Ok(given) }
 }
 
 /// Runs `work` and turns its end into an exit status.

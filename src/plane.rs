@@ -40,7 +40,7 @@ pub async fn learn(site: &Site) -> bool {
 
 /// Looks after one upstream until it is taken out of the settings.
 pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>) {
-    let mut next_probe = Instant::now() + PROBE_EVERY;
+    let mut next_probe = Instant::now() + if site.facts.load().probed { PROBE_AGAIN } else { PROBE_EVERY };
     let _ = &shared;
     loop {
         sleep_until(next_probe).await;

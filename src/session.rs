@@ -161,7 +161,7 @@ pub struct Session {
     /// What has been done this turn; see [`TURN`].
     cost: u64,
     /// Told to the client before the connection closes.
-    pub last_word: Option<String>,
+    pub last_word: Option<Vec<u8>>,
     read: ReadHalf,
     spans: Vec<Span>,
     progress: Progress,
@@ -303,8 +303,8 @@ impl Session {
                 }
                 Step::Broken(Broken::Protocol(text)) => {
                     self.wait(Until::Drained).await;
-                    tracing::debug!(client = %self.client.addr, error = text, "protocol error");
-                    self.finish(Some(&format!("ERR Protocol error: {text}"))).await;
+                    tracing::debug!(client = %self.client.addr, error = %text.escape_ascii(), "protocol error");
+                    self.finish(Some(&[b"ERR Protocol error: ", &text[..]].concat())).await;
                     break;
                 }
                 Step::Broken(Broken::Foreign) => {
@@ -614,9 +614,9 @@ impl Session {
     }
 
     /// Writes a last word, lets the client take what it is owed, and waits for it to close, so that no reset overtakes the last bytes.
-    async fn finish(&mut self, last: Option<&str>) {
+    async fn finish(&mut self, last: Option<&[u8]>) {
         if let Some(text) = last {
-            self.down.append(|out| resp::put_error(out, text.as_bytes()));
+            self.down.append(|out| resp::put_error(out, text));
         }
         self.down.flush();
         let down = Rc::clone(&self.down);

@@ -108,7 +108,7 @@ pub static SETTINGS: &[Setting] = &[
     row("tenants.*.databases", Int(1, 65_536), "1", "How many databases SELECT may reach, from `db` upward."),
     row("tenants.*.listen", Texts, "[]", "Addresses where a connection is this tenant without a login."),
     later("tenants.*.tls_identities", Texts, "[]", "Names in a client certificate, or SNI names, that are this tenant."),
-    row("tenants.*.commands.allow", Texts, "[]", "Commands it may run besides the usual ones: names, `config|get`, `@category`."),
+    row("tenants.*.commands.allow", Texts, "[]", "The only commands it may run: names, `config|get`, `@category`; empty: all that are served."),
     row("tenants.*.commands.deny", Texts, "[]", "Commands it may not run, in the same words; goes before `allow`."),
     row("tenants.*.scripts", Choice(&["auto", "on", "off"]), r#""auto""#, "Whether it may run scripts; auto: behind a wall. `on` is not served yet."),
     row("tenants.*.limits.ops_per_second", Int(0, ANY), "0", "Commands per second; 0: no limit."),

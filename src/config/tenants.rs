@@ -138,42 +138,19 @@ fn commands(s: &Layers, key: &str, allow: bool) -> Result<Vec<String>, ConfigErr
 enum Named {
     /// A command, a subcommand, or a container with all its subcommands.
     Command(&'static Row),
-    Category(Categories),
+    Category,
 }
 
 impl Named {
     fn parse(word: &str) -> Option<Self> {
         match word.strip_prefix('@') {
-            Some(category) => Categories::named(category.as_bytes()).map(Self::Category),
+            Some(category) => Categories::named(category.as_bytes()).map(|_| Self::Category),
             None => command::find(word).map(Self::Command),
-        }
-    }
-
-    fn covers(self, row: &Row) -> bool {
-        match self {
-            Self::Command(named) => named.index == row.index || named.index == row.parent,
-            Self::Category(category) => row.categories.has(category),
         }
     }
 }
 
 impl Tenant {
-    /// What its settings say of each command, by [`Row::index`]: `false` it may not run it, `true` it may even where others may not,
-    /// `None` as usual. `deny` goes before `allow`.
-    pub fn commands(&self) -> Vec<Option<bool>> {
-        let named = |words: &[String]| words.iter().filter_map(|word| Named::parse(word)).collect::<Vec<_>>();
-        let (allow, deny) = (named(&self.allow), named(&self.deny));
-        ROWS.iter()
-            .map(|row| {
-                if deny.iter().any(|n| n.covers(row)) {
-                    Some(false)
-                } else {
-                    allow.iter().any(|n| n.covers(row)).then_some(true)
-                }
-            })
-            .collect()
-    }
-
     /// The upstream's databases that are its own.
     pub fn dbs(&self) -> std::ops::Range<u32> {
         self.db..self.db + self.databases
@@ -378,6 +355,15 @@ impl Config {
             return Ok(self.implicit_tenant());
         }
         Err(format!("no tenant {shown}: the settings have no [tenants], and everybody is 'default'"))
+    }
+
+    /// Who a client is that does not say: the default tenant, or without `[tenants]` the implicit one.
+    pub fn unnamed_tenant(&self) -> Option<&str> {
+        match self.auth.default_tenant.as_str() {
+            "" if self.tenants.is_empty() && self.auth.mode == AuthMode::Static => Some("default"),
+            "" => None,
+            name => Some(name),
+        }
     }
 
     /// The tenants with a password in plain text.

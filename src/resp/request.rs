@@ -66,7 +66,7 @@ pub enum Parsed {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Broken {
     /// Answer `-ERR Protocol error: <text>`.
-    Protocol(String),
+    Protocol(Vec<u8>),
     /// Another protocol on this port (HTTP, TLS): close without a word.
     Foreign,
 }
@@ -205,24 +205,24 @@ pub enum Header {
 
 /// Reads the `$len` line at `from`.
 pub fn bulk_header(buf: &[u8], from: usize, limits: &Limits) -> Header {
-    let fail = |text: String| Header::Broken(Broken::Protocol(text));
+    let fail = |text: &[u8]| Header::Broken(Broken::Protocol(text.to_vec()));
     match buf.get(from) {
         None => return Header::Incomplete,
         Some(b'$') => {}
         Some(&c) => {
-            let shown = if c == b'\r' || c == b'\n' { ' ' } else { char::from(c) };
-            return fail(format!("expected '$', got '{shown}'"));
+            let shown = if c == b'\r' || c == b'\n' { b' ' } else { c };
+            return fail(&[&b"expected '$', got '"[..], &[shown], b"'"].concat());
         }
     }
     match line(buf, from + 1) {
         Line::Number(n, next) => match u64::try_from(n) {
             Ok(n) if n <= limits.bulk => Header::Bulk(n, next),
-            Ok(n) if n <= MAX_BULK => fail("unauthenticated bulk length".into()),
-            _ => fail("invalid bulk length".into()),
+            Ok(n) if n <= MAX_BULK => fail(b"unauthenticated bulk length"),
+            _ => fail(b"invalid bulk length"),
         },
         Line::Incomplete => Header::Incomplete,
-        Line::Bad => fail("invalid bulk length".into()),
-        Line::TooLong => fail("too big bulk count string".into()),
+        Line::Bad => fail(b"invalid bulk length"),
+        Line::TooLong => fail(b"too big bulk count string"),
     }
 }
 
@@ -239,6 +239,8 @@ fn inline(buf: &[u8]) -> Parsed {
         return broken("too big inline request");
     }
     let text = buf[..end].strip_suffix(b"\r").unwrap_or(&buf[..end]);
+    // Redis reads the line as a C string.
+    let text = text.split(|&c| c == 0).next().unwrap_or_default();
     let Some(words) = split(text) else { return broken("unbalanced quotes in request") };
     let Some(first) = words.first() else { return Parsed::Nothing(end + 1) };
     if first.eq_ignore_ascii_case(b"post") || first.eq_ignore_ascii_case(b"host:") || first == b"PROXY" {

@@ -147,6 +147,8 @@ enum Act {
     Enter,
     Swap(Rc<[u8]>),
     Error,
+    /// A null, or another shape than the command's.
+    Nothing,
     GroupError(Rc<NoGroup>),
 }
 
@@ -200,6 +202,15 @@ impl Unprefix {
             let Some(&kind) = rest.first() else { return Ok((at, false)) };
             match self.act(kind)? {
                 Act::Pass => self.scanning = Some((Scanner::default(), true)),
+                Act::Nothing => match kind {
+                    b'_' => self.scanning = Some((Scanner::default(), true)),
+                    b'$' => match reply::length(rest)? {
+                        None => return Ok((at, false)),
+                        Some((-1, _)) => self.scanning = Some((Scanner::default(), true)),
+                        Some(_) => return Err(Failure::Isolation),
+                    },
+                    _ => return Err(Failure::Isolation),
+                },
                 Act::Swap(bytes) => {
                     out.extend_from_slice(&bytes);
                     self.scanning = Some((Scanner::default(), false));
@@ -329,7 +340,7 @@ impl Unprefix {
                 if aggregate {
                     Act::Enter
                 } else {
-                    Act::Pass
+                    Act::Nothing
                 }
             }
             Rule::First if level(0).index == 0 => Act::Name,

@@ -27,7 +27,7 @@ const PAGE: u32 = 64;
 /// How many passes of all tenants together run at once: the share of the upstream's time that flushing may take.
 const AT_ONCE: usize = 2;
 /// How long an unreachable upstream is waited for before the command fails.
-const RETRY_FOR: Duration = Duration::from_secs(30);
+const RETRY_FOR: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
@@ -106,15 +106,19 @@ async fn pass(scope: &Scope, unlink: bool) -> Result<(), UpstreamError> {
     let pattern = scope.pattern(b"*");
     let mut cursor = 0;
     let mut trouble: Option<Instant> = None;
+    let mut begun = false;
     loop {
         let began = Instant::now();
         match step(scope, cursor, &pattern, unlink).await {
             Ok(0) => return Ok(()),
             Ok(next) => {
                 cursor = next;
+                begun = true;
                 trouble = None;
             }
             Err(error @ (UpstreamError::Refused(_) | UpstreamError::Busy(_))) => return Err(error),
+            // Nothing has been deleted yet: the client may as well know at once.
+            Err(error) if !begun => return Err(error),
             Err(error) => {
                 // A step can be taken again: what it deleted stays deleted. A restarted upstream has other cursors, so from the start.
                 let since = *trouble.get_or_insert(began);

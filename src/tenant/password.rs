@@ -98,6 +98,8 @@ impl Slow {
 
     /// Tens of milliseconds.
     fn verify(&self, given: &[u8]) -> bool {
+        #[cfg(test)]
+        tests::RAN.with(|ran| ran.set(ran.get() + 1));
         let mut output = vec![0; self.output.len()];
         Argon2::new(Algorithm::Argon2id, self.version, self.params.clone())
             .hash_password_into(given, &self.salt, &mut output)
@@ -361,6 +363,11 @@ pub fn sha256_of(given: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    thread_local! {
+        /// Runs of argon2 on this thread.
+        pub(super) static RAN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+
     /// Of `secret`, with the least work there is.
     fn cheap(given: &[u8]) -> String {
         let params = Params::new(8, 1, 1, None).unwrap();
@@ -444,6 +451,24 @@ mod tests {
         }
         assert!(all.holds(b"acme", Password::parse("plain").unwrap().id()));
         assert!(!all.holds(b"acme2", Password::parse("plain").unwrap().id()));
+    }
+
+    #[test]
+    fn u3_a_refusal_costs_the_same_for_everybody() {
+        let hashes: Vec<String> = ["a1", "a2", "b1"].iter().map(|p| cheap(p.as_bytes())).collect();
+        let all =
+            table(&[("two", &[&hashes[0], &hashes[1]]), ("one", &[&hashes[2]]), ("plain", &["p"]), ("none", &[])]);
+        for user in ["two", "one", "plain", "none", "unknown", ""] {
+            RAN.set(0);
+            assert_eq!(all.check(user.as_bytes(), b"u3_wrong"), Outcome::Refused);
+            assert_eq!(RAN.get(), 2, "{user}");
+        }
+        // Who comes back with the right password costs nothing.
+        for expected in [1, 0, 0] {
+            RAN.set(0);
+            assert!(matches!(all.check(b"one", b"b1"), Outcome::Accepted(_)));
+            assert_eq!(RAN.get(), expected);
+        }
     }
 
     #[test]

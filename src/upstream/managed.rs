@@ -88,6 +88,12 @@ pub async fn start(dir: &Path, save: &str) -> Result<Managed, Error> {
     start_from(&std::env::var_os("PATH").unwrap_or_default(), dir, save).await
 }
 
+/// The socket of a server that runs on the data folder `dir` already, as it does while another keyfence serves from it.
+pub async fn running(dir: &Path) -> Option<PathBuf> {
+    let socket = socket_path(&dir.canonicalize().ok()?).ok()?;
+    UnixStream::connect(&socket).await.is_ok().then_some(socket)
+}
+
 async fn start_from(path: &OsStr, dir: &Path, save: &str) -> Result<Managed, Error> {
     let binary = find_binary(path).ok_or_else(|| {
         Error(

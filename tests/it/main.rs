@@ -13,3 +13,4 @@ mod large;
 mod property;
 mod protocol;
 mod support;
+mod tools;
