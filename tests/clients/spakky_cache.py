@@ -1,7 +1,8 @@
-"""The cache plugin that keyfence grew from, as its users call it: sync and async."""
+"""The cache plugin that keyfence grew from, as its users call it: `sync` or `async`, by the argument."""
 
 import asyncio
 import os
+import sys
 from datetime import timedelta
 
 os.environ["SPAKKY_REDIS__HOST"] = os.environ["KEYFENCE_HOST"]
@@ -29,18 +30,22 @@ def miss(result):
     return isinstance(result, CacheMiss)
 
 
-cache.set("k", VALUE, ttl=1000)
-assert hit(cache.get("k"), VALUE)
-assert miss(cache.get("missing"))
-assert miss(other.get("k"))
-assert 0 < raw.ttl("one:k") <= 1000
-cache.set("short", VALUE, ttl=timedelta(milliseconds=30))
-while not miss(cache.get("short")):
-    pass
-cache.set("forever", 1)
-assert raw.ttl("one:forever") == -1
-assert cache.delete("k") and not cache.delete("k")
-assert miss(cache.get("k"))
+def synchronous():
+    cache.set("k", VALUE, ttl=1000)
+    assert hit(cache.get("k"), VALUE)
+    assert miss(cache.get("missing"))
+    assert miss(other.get("k"))
+    assert 0 < raw.ttl("one:k") <= 1000
+    cache.set("short", VALUE, ttl=timedelta(milliseconds=30))
+    while not miss(cache.get("short")):
+        pass
+    cache.set("forever", 1)
+    assert raw.ttl("one:forever") == -1
+    assert cache.delete("k") and not cache.delete("k")
+    assert miss(cache.get("k"))
+    fill()
+    cache.clear()
+    emptied()
 
 
 async def asynchronous():
@@ -74,7 +79,7 @@ def emptied():
     assert len(left) == 10_000 and set(left.values()) == {b"theirs"}
 
 
-fill()
-cache.clear()
-emptied()
-asyncio.run(asynchronous())
+if sys.argv[1] == "sync":
+    synchronous()
+else:
+    asyncio.run(asynchronous())

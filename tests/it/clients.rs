@@ -42,9 +42,9 @@ impl World {
     }
 
     /// A script of `tests/clients`.
-    fn script(&self, interpreter: &Path, name: &str) -> String {
+    fn script(&self, interpreter: &Path, name: &str, args: &[&str]) -> String {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name);
-        self.run(Command::new(interpreter).arg(script))
+        self.run(Command::new(interpreter).arg(script).args(args))
     }
 
     /// The foreign keys are all there, and nothing but them and the tenant's.
@@ -57,31 +57,36 @@ impl World {
     }
 }
 
-fn python(name: &str) {
+fn python(name: &str, args: &[&str]) {
     let world = World::new();
-    world.script(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"), name);
+    world.script(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"), name, args);
     world.foreign_keys_are_untouched();
 }
 
 fn node(name: &str) {
     let world = World::new();
-    world.script(Path::new("node"), name);
+    world.script(Path::new("node"), name, &[]);
     world.foreign_keys_are_untouched();
 }
 
 #[test]
 fn redis_py() {
-    python("redis_py.py");
+    python("redis_py.py", &[]);
 }
 
 #[test]
 fn redis_py_asyncio() {
-    python("redis_py_asyncio.py");
+    python("redis_py_asyncio.py", &[]);
 }
 
 #[test]
 fn spakky_redis() {
-    python("spakky_cache.py");
+    python("spakky_cache.py", &["sync"]);
+}
+
+#[test]
+fn spakky_redis_asynchronous() {
+    python("spakky_cache.py", &["async"]);
 }
 
 #[test]

@@ -28,14 +28,15 @@ fn call(row: &Row, name: &[u8]) -> (Request, Vec<usize>) {
         let words: Vec<&str> = spec.split(' ').collect();
         match words[..] {
             [range] if range.starts_with("numkeys@") => {
-                let (at, step) = range["numkeys@".len()..].split_once('/').unwrap_or((&range["numkeys@".len()..], "1"));
+                let range = range.trim_start_matches("numkeys@");
+                let (at, step) = range.split_once('/').unwrap_or((range, "1"));
                 let (at, step): (usize, usize) = (at.parse().unwrap(), step.parse().unwrap());
                 args[at] = b"2".to_vec();
                 args.resize(args.len().max(at + 1 + 2 * step), b"1".to_vec());
                 names.extend([at + 1, at + 1 + step]);
             }
             [streams] if streams.starts_with("streams@") => {
-                let at: usize = streams["streams@".len()..].parse().unwrap();
+                let at: usize = streams.trim_start_matches("streams@").parse().unwrap();
                 args.truncate(at);
                 if row.name == "XREADGROUP" {
                     args.extend([b"GROUP".to_vec(), b"g".to_vec(), b"c".to_vec()]);

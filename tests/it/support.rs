@@ -2,39 +2,39 @@
 //!
 //! Each test process owns a loopback address of its own (made from its process id) and counts ports up from there, so that no two
 //! tests, and no outgoing connection, can ever want the same one.
-pub mod fence;
-pub mod keyspace;
-pub mod process;
-pub mod redis;
-pub mod scripted;
-pub mod value;
-pub mod wire;
+pub(crate) mod fence;
+pub(crate) mod keyspace;
+pub(crate) mod process;
+pub(crate) mod redis;
+pub(crate) mod scripted;
+pub(crate) mod value;
+pub(crate) mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-pub use fence::{Fence, PREFIX};
-pub use redis::Redis;
-pub use wire::Client;
+pub(crate) use fence::{Fence, PREFIX};
+pub(crate) use redis::Redis;
+pub(crate) use wire::Client;
 
 /// How long a test waits for something that must happen before it calls it a hang. Long: a slow machine is no failure.
-pub const HANG: Duration = Duration::from_secs(25);
+pub(crate) const HANG: Duration = Duration::from_secs(25);
 
 /// How long a client may get no answer to a small command because of what another client does: longer, and it has been harmed.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
 
 /// An address nobody else uses: 127.64.0.0/10 indexed by process id, ports counted up.
-pub fn free_addr() -> SocketAddr {
+pub(crate) fn free_addr() -> SocketAddr {
     let [_, b, c, d] = std::process::id().to_be_bytes();
     let ip = Ipv4Addr::new(127, 64 + b % 128, c, d);
     SocketAddr::new(IpAddr::V4(ip), NEXT_PORT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Whether a plain server stands where keyfence would (see the crate's head).
-pub fn target_is_plain() -> bool {
+pub(crate) fn target_is_plain() -> bool {
     std::env::var("KEYFENCE_TEST_TARGET").is_ok_and(|target| target == "plain")
 }
 

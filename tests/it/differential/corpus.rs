@@ -6,10 +6,10 @@ use keyfence::command::ROWS;
 use crate::support::value::Rule;
 
 /// One call: its arguments, the command word first.
-pub type Call = Vec<Vec<u8>>;
+pub(crate) type Call = Vec<Vec<u8>>;
 
 /// The corpora by topic.
-pub const TOPICS: &[(&str, &str)] = &[
+pub(crate) const TOPICS: &[(&str, &str)] = &[
     ("strings", include_str!("../corpus/strings.txt")),
     ("keys", include_str!("../corpus/keys.txt")),
     ("bits", include_str!("../corpus/bits.txt")),
@@ -29,7 +29,7 @@ pub const TOPICS: &[(&str, &str)] = &[
 ];
 
 /// The scenes of one topic.
-pub fn scenes(topic: &str) -> Vec<Vec<Call>> {
+pub(crate) fn scenes(topic: &str) -> Vec<Vec<Call>> {
     let (_, text) = TOPICS.iter().find(|(name, _)| *name == topic).unwrap();
     let mut scenes = parse(text);
     for scene in &mut scenes {
@@ -40,13 +40,19 @@ pub fn scenes(topic: &str) -> Vec<Vec<Call>> {
 }
 
 /// Whether this version serves it: a command of the table that it refuses has another answer than the server's.
-pub fn served(call: &Call) -> bool {
+pub(crate) fn served(call: &Call) -> bool {
     let name = name(call);
     crate::support::target_is_plain() || ROWS.iter().find(|row| row.name == name).is_none_or(|row| row.served)
 }
 
+/// Whether a module of the server provides it.
+pub(crate) fn of_a_module(call: &Call) -> bool {
+    let name = name(call);
+    ROWS.iter().any(|row| row.name == name && row.family.starts_with("module"))
+}
+
 /// The scenes of a corpus file.
-pub fn parse(text: &str) -> Vec<Vec<Call>> {
+pub(crate) fn parse(text: &str) -> Vec<Vec<Call>> {
     let mut scenes = vec![Vec::new()];
     for line in text.lines().map(str::trim) {
         if line.is_empty() {
@@ -60,7 +66,7 @@ pub fn parse(text: &str) -> Vec<Vec<Call>> {
 }
 
 /// One line's arguments.
-pub fn words(line: &str) -> Call {
+pub(crate) fn words(line: &str) -> Call {
     let mut words = Vec::new();
     let mut bytes = line.bytes().peekable();
     while let Some(&first) = bytes.peek() {
@@ -99,7 +105,7 @@ pub fn words(line: &str) -> Call {
 }
 
 /// The call's table name: the command word, with the subcommand where the table has one.
-pub fn name(call: &Call) -> String {
+pub(crate) fn name(call: &Call) -> String {
     let upper = |i: usize| call.get(i).map_or(String::new(), |arg| String::from_utf8_lossy(arg).to_ascii_uppercase());
     let first = upper(0);
     match first.as_str() {
@@ -109,13 +115,14 @@ pub fn name(call: &Call) -> String {
 }
 
 /// How its replies may differ.
-pub fn rule(call: &Call) -> Rule {
+pub(crate) fn rule(call: &Call) -> Rule {
     match name(call).as_str() {
         "SMEMBERS" | "SINTER" | "SUNION" | "SDIFF" | "SSCAN" | "KEYS" | "HKEYS" | "HVALS" | "HGETALL" | "HSCAN"
         | "SPOP" | "TS.QUERYINDEX" => Rule::Unordered,
         "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME" | "OBJECT IDLETIME" | "OBJECT FREQ" | "MEMORY USAGE"
         | "XPENDING" | "XINFO STREAM" | "XINFO CONSUMERS" | "XREADGROUP" | "TIME" | "HTTL" | "HPTTL"
         | "HEXPIRETIME" | "HPEXPIRETIME" | "JSON.DEBUG" | "TS.INFO" | "VINFO" => Rule::Near,
+        "JSON.GET" | "JSON.MGET" => Rule::Shuffled,
         _ => Rule::Exact,
     }
 }

@@ -1,4 +1,6 @@
 //! Malformed and odd calls, made mechanically from a well-formed one.
+use keyfence::command::ROWS;
+
 use super::corpus::{Call, name};
 
 /// Key names that a prefixing proxy might trip over, and names that are option words.
@@ -29,7 +31,7 @@ const BAD_NUMBERS: &[&[u8]] = &[b"x", b"-1", b"1.5", b"99999999999999999999", b"
 const ODD_NUMBERS: &[&[u8]] = &[b"+1", b"01", b" 1", b"0x1", b"1 ", b"0", b"2"];
 
 /// Calls that every scene starts with: keys of the wrong type for whatever is asked of them.
-pub fn set_up() -> Vec<Call> {
+pub(crate) fn set_up() -> Vec<Call> {
     ["SET wrong:string v", "RPUSH wrong:list a", "XADD wrong:stream 1-1 f v"]
         .into_iter()
         .map(super::corpus::words)
@@ -37,7 +39,7 @@ pub fn set_up() -> Vec<Call> {
 }
 
 /// All variants of one call. None of them can block for longer than the call itself.
-pub fn variants(call: &Call) -> Vec<Call> {
+pub(crate) fn variants(call: &Call) -> Vec<Call> {
     let mut all = Vec::new();
     let n = call.len();
     let name = name(call);
@@ -91,7 +93,9 @@ pub fn variants(call: &Call) -> Vec<Call> {
         longer.extend(options.iter().map(|option| option.to_vec()));
         all.push(longer);
     }
-    all.retain(|variant| variant != call && !hangs(&name, variant));
+    all.retain(|variant| {
+        variant != call && !hangs(&name, variant) && !fells(&name, variant) && counted(&name, variant)
+    });
     all
 }
 
@@ -133,6 +137,36 @@ fn hangs(name: &str, variant: &Call) -> bool {
         }
         _ => whole(variant.last()) || variant.last().is_some_and(|arg| arg == b"1.5"),
     }
+}
+
+/// Variants that a module of the server itself does not survive, answers with fewer elements than it announces, or by
+/// the clock.
+fn fells(name: &str, variant: &Call) -> bool {
+    match name {
+        // RedisBloom 2.8 and RedisTimeSeries 1.12 read behind the last argument.
+        "CF.RESERVE" => variant.last().is_some_and(|last| {
+            ["EXPANSION", "BUCKETSIZE", "MAXITERATIONS"].iter().any(|word| last.eq_ignore_ascii_case(word.as_bytes()))
+        }),
+        // Without a timestamp they take the clock's.
+        "TS.INCRBY" | "TS.DECRBY" => variant.len() < 5 || !variant[3].eq_ignore_ascii_case(b"TIMESTAMP"),
+        "TS.CREATERULE" => variant.len() < 6 || !variant[3].eq_ignore_ascii_case(b"AGGREGATION"),
+        // RedisBloom 2.8 announces an element each and stops at the first that is wrong.
+        "TOPK.INCRBY" => {
+            let count = |arg: &Vec<u8>| {
+                std::str::from_utf8(arg)
+                    .is_ok_and(|text| text.parse::<u32>().is_ok_and(|n| n.to_string() == text && n <= 100_000))
+            };
+            variant.len().is_multiple_of(2) && variant.len() > 2 && !variant[3..].iter().step_by(2).all(count)
+        }
+        _ => false,
+    }
+}
+
+/// Older modules do not count their arguments; keyfence does.
+fn counted(name: &str, variant: &Call) -> bool {
+    let Some(row) = ROWS.iter().find(|row| row.name == name && row.family.starts_with("module")) else { return true };
+    let (count, arity) = (variant.len(), usize::from(row.arity.unsigned_abs()));
+    if row.arity > 0 { count == arity } else { count >= arity }
 }
 
 trait Number {

@@ -1,19 +1,18 @@
 //! keyfence in front of a server.
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use tempfile::NamedTempFile;
 
 use super::process::Process;
-use super::{Client, HANG, Redis, free_addr, target_is_plain};
+use super::{Client, Redis, free_addr, target_is_plain};
 
 /// The prefix every test's keyfence uses: the default of the product.
-pub const PREFIX: &str = "keyfence:";
+pub(crate) const PREFIX: &str = "keyfence:";
 
 /// A running keyfence, or with `KEYFENCE_TEST_TARGET=plain` nothing but the upstream's address.
-pub struct Fence {
+pub(crate) struct Fence {
     process: Option<Process>,
     addr: SocketAddr,
     _config: Option<NamedTempFile>,
@@ -21,13 +20,13 @@ pub struct Fence {
 
 impl Fence {
     /// In front of `upstream`, one worker, default settings.
-    pub fn start(upstream: &Redis) -> Self {
+    pub(crate) fn start(upstream: &Redis) -> Self {
         Self::start_at(upstream.addr(), "")
     }
 
     /// In front of whatever will be at `upstream`, with further lines of `config.toml`. Keys of the top level and of `[upstream]`
     /// are told apart by their table header in `config`; lines before the first header are top-level ones.
-    pub fn start_at(upstream: SocketAddr, config: &str) -> Self {
+    pub(crate) fn start_at(upstream: SocketAddr, config: &str) -> Self {
         if target_is_plain() {
             return Self { process: None, addr: upstream, _config: None };
         }
@@ -45,37 +44,33 @@ impl Fence {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut process = Process::start(&mut command, |child| child.stderr.take());
-        let start = Instant::now();
-        while TcpStream::connect(addr).is_err() {
-            assert!(process.is_running() && start.elapsed() < HANG, "keyfence did not come up:\n{}", process.output());
-            std::thread::yield_now();
-        }
+        let process = Process::start(&mut command, |child| child.stderr.take());
+        process.wait_for_line(|line| line.contains("serving"));
         Self { process: Some(process), addr, _config: Some(file) }
     }
 
     /// Where clients connect.
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// A new client of the tenant.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(self.addr)
     }
 
     /// The process, unless a plain server stands in for it.
-    pub fn process(&self) -> Option<&Process> {
+    pub(crate) fn process(&self) -> Option<&Process> {
         self.process.as_ref()
     }
 
     /// What the upstream's keys begin with.
-    pub fn prefix(&self) -> &'static str {
+    pub(crate) fn prefix(&self) -> &'static str {
         if self.process.is_some() { PREFIX } else { "" }
     }
 
     /// `key` as the upstream knows it.
-    pub fn upstream_key(&self, key: impl AsRef<[u8]>) -> Vec<u8> {
+    pub(crate) fn upstream_key(&self, key: impl AsRef<[u8]>) -> Vec<u8> {
         [self.prefix().as_bytes(), key.as_ref()].concat()
     }
 }

@@ -7,17 +7,17 @@ use super::wire::{command, show};
 
 /// One key: its type, its value in one order, whether it has a time to live.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub kind: String,
-    pub value: Vec<u8>,
-    pub expires: bool,
+pub(crate) struct Entry {
+    pub(crate) kind: String,
+    pub(crate) value: Vec<u8>,
+    pub(crate) expires: bool,
 }
 
 /// Names (database first) to entries.
-pub type Keyspace = BTreeMap<(u8, String), Entry>;
+pub(crate) type Keyspace = BTreeMap<(u8, String), Entry>;
 
 /// Everything in the first `databases` databases. Every name must begin with `prefix`, which is taken off.
-pub fn dump(client: &mut Client, prefix: &str, databases: u8) -> Keyspace {
+pub(crate) fn dump(client: &mut Client, prefix: &str, databases: u8) -> Keyspace {
     let mut all = Keyspace::new();
     for db in 0..databases {
         assert_eq!(client.call(&[b"SELECT", db.to_string().as_bytes()]), b"+OK\r\n");
@@ -63,8 +63,11 @@ fn value(client: &mut Client, kind: &str, name: &[u8]) -> Vec<u8> {
             all
         }
         "ReJSON-RL" => client.call(&[b"JSON.GET", name]),
-        // Facts and samples, without the names in rules, which carry the prefix.
-        "TSDB-TYPE" => client.call(&[b"TS.RANGE", name, b"-", b"+"]),
+        // The last sample: TS.RANGE takes a key named COUNT for an option, and TS.INFO has names in it.
+        "TSDB-TYPE" => client.call(&[b"TS.GET", name]),
+        // Its decay is by chance.
+        "TopK-TYPE" => client.call(&[b"TOPK.INFO", name]),
+        "trietype0" => client.call(&[b"FT.SUGGET", name, b"h", b"FUZZY", b"MAX", b"100", b"WITHSCORES"]),
         "vectorset" => client.call(&[b"VCARD", name]),
         _ => client.call(&[b"DUMP", name]),
     }
@@ -74,16 +77,19 @@ fn sorted(reply: &[u8], each: usize) -> Vec<u8> {
     let kids = Value::parse(reply).kids;
     let mut parts: Vec<Vec<&[u8]>> = kids.chunks(each).map(|part| part.iter().map(|v| &v.text[..]).collect()).collect();
     parts.sort();
-    parts.concat().iter().flat_map(|text| super::wire::bulk(text)).collect()
+    parts.concat().iter().flat_map(super::wire::bulk).collect()
 }
 
 /// The first difference, in words.
-pub fn difference(left: &Keyspace, right: &Keyspace) -> Option<String> {
+pub(crate) fn difference(left: &Keyspace, right: &Keyspace) -> Option<String> {
     for key in left.keys().chain(right.keys()) {
         let (a, b) = (left.get(key), right.get(key));
         if a != b {
             let say = |entry: Option<&Entry>| {
-                entry.map_or("absent".to_owned(), |e| format!("{} {} expires={}", e.kind, show(&e.value), e.expires))
+                entry.map_or_else(
+                    || "absent".to_owned(),
+                    |e| format!("{} {} expires={}", e.kind, show(&e.value), e.expires),
+                )
             };
             return Some(format!("key {key:?}: straight {}, through keyfence {}", say(a), say(b)));
         }

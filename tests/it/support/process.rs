@@ -14,7 +14,7 @@ struct Log {
 }
 
 /// A running child.
-pub struct Process {
+pub(crate) struct Process {
     name: String,
     child: Child,
     log: Arc<(Mutex<Log>, Condvar)>,
@@ -22,7 +22,7 @@ pub struct Process {
 
 impl Process {
     /// Starts it; `command` must have piped the stream that `output` takes out of the child.
-    pub fn start<R: Read + Send + 'static>(
+    pub(crate) fn start<R: Read + Send + 'static>(
         command: &mut Command,
         output: impl FnOnce(&mut Child) -> Option<R>,
     ) -> Self {
@@ -44,7 +44,7 @@ impl Process {
     }
 
     /// Waits for an output line for which `wanted` holds; panics with the whole output if the child ends first.
-    pub fn wait_for_line(&self, wanted: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn wait_for_line(&self, wanted: impl Fn(&str) -> bool) -> String {
         let (lock, changed) = &*self.log;
         let log = lock.lock().unwrap();
         let found = |log: &Log| log.lines.iter().find(|line| wanted(line)).cloned();
@@ -53,28 +53,23 @@ impl Process {
     }
 
     /// Everything it has written so far.
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         self.log.0.lock().unwrap().lines.join("\n")
     }
 
     /// Its process id.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it still runs.
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-
     /// SIGKILL, and waits until it is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// A field of `/proc/PID/status` in KiB, such as `VmRSS` or `VmHWM`.
-    pub fn memory(&self, field: &str) -> u64 {
+    pub(crate) fn memory(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let line =
             status.lines().find(|line| line.starts_with(field)).unwrap_or_else(|| panic!("no {field} in\n{status}"));
@@ -82,7 +77,7 @@ impl Process {
     }
 
     /// Starts `VmHWM` again from the present size.
-    pub fn reset_peak(&self) {
+    pub(crate) fn reset_peak(&self) {
         std::fs::write(format!("/proc/{}/clear_refs", self.id()), "5").unwrap();
     }
 }

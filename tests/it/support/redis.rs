@@ -8,7 +8,7 @@ use super::process::Process;
 use super::{Client, free_addr};
 
 /// A running server with an empty data folder, without persistence.
-pub struct Redis {
+pub(crate) struct Redis {
     process: Process,
     addr: SocketAddr,
     dir: TempDir,
@@ -16,45 +16,40 @@ pub struct Redis {
 
 impl Redis {
     /// A fresh server on an address of its own.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(free_addr(), &[])
     }
 
     /// A fresh server with further arguments.
-    pub fn start_with(addr: SocketAddr, args: &[&str]) -> Self {
+    pub(crate) fn start_with(addr: SocketAddr, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let process = launch(addr, &dir, args);
         Self { process, addr, dir }
     }
 
     /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// A new connection straight to it.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(self.addr)
     }
 
-    /// The process.
-    pub fn process(&self) -> &Process {
-        &self.process
-    }
-
     /// SIGKILL, so that nothing is told to anybody.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill();
     }
 
     /// Starts again, empty, on the same address.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         self.process = launch(self.addr, &self.dir, &[]);
     }
 
     /// SIGSTOP or SIGCONT: a server that accepts (its kernel does) and never answers, and its end.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status().unwrap();
         assert!(status.success(), "kill -s {name}");
     }

@@ -8,10 +8,10 @@ use super::wire::command;
 use super::{Client, free_addr};
 
 /// One request as it arrived.
-pub type Request = Vec<Vec<u8>>;
+pub(crate) type Request = Vec<Vec<u8>>;
 
 /// What to do with a request.
-pub enum Act {
+pub(crate) enum Act {
     /// Let the real server answer.
     Forward,
     /// Let the real server answer, then add bytes nobody asked for.
@@ -25,7 +25,7 @@ pub enum Act {
 }
 
 /// A listening scripted upstream.
-pub struct Scripted {
+pub(crate) struct Scripted {
     addr: SocketAddr,
     seen: Arc<Mutex<Vec<Request>>>,
     open: Arc<Mutex<Vec<TcpStream>>>,
@@ -33,7 +33,7 @@ pub struct Scripted {
 
 impl Scripted {
     /// In front of the server at `real`; `act` is asked about every request of every connection.
-    pub fn start(real: SocketAddr, act: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(real: SocketAddr, act: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Self {
         let addr = free_addr();
         let listener = TcpListener::bind(addr).unwrap();
         let (seen, open) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
@@ -50,17 +50,17 @@ impl Scripted {
     }
 
     /// Where keyfence finds it.
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// Every request so far, of all connections.
-    pub fn seen(&self) -> Vec<Request> {
+    pub(crate) fn seen(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
     }
 
     /// Closes every connection there is; new ones are welcome.
-    pub fn drop_connections(&self) {
+    pub(crate) fn drop_connections(&self) {
         for stream in self.open.lock().unwrap().drain(..) {
             // It may be closed already.
             let _ = stream.shutdown(Shutdown::Both);

@@ -3,15 +3,15 @@ use super::wire::show;
 
 /// One value: its type byte, its text if it is a leaf, its children if it is not.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Value {
-    pub kind: u8,
-    pub text: Vec<u8>,
-    pub kids: Vec<Self>,
+pub(crate) struct Value {
+    pub(crate) kind: u8,
+    pub(crate) text: Vec<u8>,
+    pub(crate) kids: Vec<Self>,
 }
 
 impl Value {
     /// Parses one whole reply.
-    pub fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let mut rest = bytes;
         let value = Self::take(&mut rest);
         assert!(rest.is_empty(), "more than one reply in {:?}", show(bytes));
@@ -49,12 +49,12 @@ impl Value {
     }
 
     /// The text of a bulk or simple string.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.text).unwrap()
     }
 
     /// Every leaf's text, depth first.
-    pub fn leaves(&self) -> Vec<&[u8]> {
+    pub(crate) fn leaves(&self) -> Vec<&[u8]> {
         if self.kids.is_empty() {
             return vec![&self.text];
         }
@@ -76,19 +76,21 @@ impl Value {
 
 /// How two replies to one command may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// Not at all; but a RESP3 set has no order.
     Exact,
     /// Elements in any order.
     Unordered,
     /// Numbers by as much as a clock moves between two servers, or a key's name weighs.
     Near,
+    /// Members of JSON objects in any order: the same bytes, somehow shuffled.
+    Shuffled,
     /// Only the type must agree.
     Kind,
 }
 
 /// Whether `a` and `b` are the same reply under `rule`.
-pub fn same(rule: Rule, a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn same(rule: Rule, a: &[u8], b: &[u8]) -> bool {
     if a == b {
         return true;
     }
@@ -98,6 +100,14 @@ pub fn same(rule: Rule, a: &[u8], b: &[u8]) -> bool {
     match rule {
         Rule::Exact | Rule::Unordered => a == b,
         Rule::Near => near(&a, &b),
+        Rule::Shuffled => {
+            let bytes = |value: &Value| {
+                let mut bytes = value.leaves().concat();
+                bytes.sort_unstable();
+                bytes
+            };
+            a.kind == b.kind && bytes(&a) == bytes(&b)
+        }
         Rule::Kind => a.kind == b.kind && (a.kind == b'-') == (b.kind == b'-'),
     }
 }

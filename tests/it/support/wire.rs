@@ -6,7 +6,7 @@ use std::thread;
 use super::HANG;
 
 /// One connection.
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     /// Received and not yet handed out.
     buf: Vec<u8>,
@@ -16,7 +16,7 @@ pub struct Client {
 
 impl Client {
     /// Connects; every read is bounded by [`HANG`].
-    pub fn connect(addr: SocketAddr) -> Self {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).unwrap_or_else(|e| panic!("connect {addr}: {e}"));
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(HANG)).unwrap();
@@ -25,39 +25,39 @@ impl Client {
     }
 
     /// The socket itself.
-    pub fn stream(&mut self) -> &mut TcpStream {
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
         &mut self.stream
     }
 
     /// Sends bytes as they are.
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
     /// Sends as much as the peer takes; a peer that has closed is no failure.
-    pub fn send_lossy(&mut self, bytes: &[u8]) {
+    pub(crate) fn send_lossy(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
     /// Sends one command and returns its reply, as raw bytes.
-    pub fn call(&mut self, args: &[&[u8]]) -> Vec<u8> {
+    pub(crate) fn call(&mut self, args: &[&[u8]]) -> Vec<u8> {
         self.ask(&command(args))
     }
 
     /// Sends one command; its reply, or nothing if the connection ends instead.
-    pub fn try_reply_to(&mut self, args: &[&str]) -> Option<Vec<u8>> {
+    pub(crate) fn try_reply_to(&mut self, args: &[&str]) -> Option<Vec<u8>> {
         self.send(&command(args));
         self.try_reply().ok()
     }
 
     /// Sends bytes that make one reply.
-    pub fn ask(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(crate) fn ask(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.send(bytes);
         self.reply()
     }
 
     /// Sends bytes that make `replies` replies in one write, reading meanwhile so that neither side can block the other.
-    pub fn pipeline(&mut self, bytes: &[u8], replies: usize) -> Vec<Vec<u8>> {
+    pub(crate) fn pipeline(&mut self, bytes: &[u8], replies: usize) -> Vec<Vec<u8>> {
         let mut writer = self.stream.try_clone().unwrap();
         thread::scope(|scope| {
             scope.spawn(move || writer.write_all(bytes).unwrap());
@@ -66,12 +66,12 @@ impl Client {
     }
 
     /// The raw bytes of the next reply. Panics when the connection closes, fails or stays silent.
-    pub fn reply(&mut self) -> Vec<u8> {
+    pub(crate) fn reply(&mut self) -> Vec<u8> {
         self.try_reply().unwrap_or_else(|end| panic!("{end} while waiting for a reply; got {:?}", show(&self.buf)))
     }
 
     /// The next reply, or how the connection ended instead.
-    pub fn try_reply(&mut self) -> Result<Vec<u8>, &'static str> {
+    pub(crate) fn try_reply(&mut self) -> Result<Vec<u8>, &'static str> {
         loop {
             if let Some(end) = self.scan.advance(&self.buf) {
                 self.scan = Scan::default();
@@ -83,18 +83,18 @@ impl Client {
     }
 
     /// Reads until the peer closes, and returns all that came before.
-    pub fn read_to_end(&mut self) -> Vec<u8> {
+    pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
         while self.fill().is_ok() {}
         std::mem::take(&mut self.buf)
     }
 
     /// Says that nothing more will be sent.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
     /// As [`Self::finish`], of a connection that the peer may have ended.
-    pub fn finish_lossy(&mut self) {
+    pub(crate) fn finish_lossy(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -115,7 +115,7 @@ impl Client {
 }
 
 /// One command as an array of bulk strings.
-pub fn command<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
+pub(crate) fn command<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
     let mut out = format!("*{}\r\n", args.len()).into_bytes();
     for arg in args {
         let arg = arg.as_ref();
@@ -127,13 +127,13 @@ pub fn command<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
 }
 
 /// A bulk string.
-pub fn bulk(bytes: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn bulk(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let bytes = bytes.as_ref();
     [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
 /// Bytes for people, cut where they get long.
-pub fn show(bytes: &[u8]) -> String {
+pub(crate) fn show(bytes: &[u8]) -> String {
     if bytes.len() > 2000 {
         return format!("{}… ({} bytes)", bytes[..2000].escape_ascii(), bytes.len());
     }
@@ -186,6 +186,6 @@ impl Scan {
 }
 
 /// The length of the reply at the start of `buf`, once all of it is there.
-pub fn measure(buf: &[u8]) -> Option<usize> {
+pub(crate) fn measure(buf: &[u8]) -> Option<usize> {
     Scan::default().advance(buf)
 }
