@@ -51,7 +51,11 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     }
     s.client.last.store(row.index, Ordering::Relaxed);
     if !row.arity_ok(args.len()) {
-        return s.refuse(row.arity_error());
+        return if row.name == "EXEC" {
+            transaction::abort(s, &row.arity_error())
+        } else {
+            s.refuse(row.arity_error())
+        };
     }
     if let Some(error) = command::refusal(row, args) {
         return if s.tx.is_some() { transaction::queue_answer(s, &Value::error(error)) } else { s.refuse(error) };

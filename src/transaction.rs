@@ -189,6 +189,36 @@ fn is_whole(s: &Session, ahead: &[u8]) -> bool {
     false
 }
 
+/// An EXEC that is refused for what it says: the transaction, if there is one, is over.
+pub fn abort(s: &mut Session, error: &str) -> Flow {
+    let why = error.strip_prefix("ERR ").unwrap_or(error);
+    let verdict = Value::error(format!("EXECABORT Transaction discarded because of: {why}"));
+    if s.tx.is_none() {
+        s.answer(&verdict);
+        return Flow::Next;
+    }
+    if close(s).broken {
+        s.answer(&verdict);
+        return Flow::Next;
+    }
+    discard_with(s, &verdict)
+}
+
+/// DISCARD upstream, `verdict` to the client.
+fn discard_with(s: &mut Session, verdict: &Value) -> Flow {
+    let conn = match s.conn() {
+        Ok(conn) if !conn.dead() => conn,
+        _ => {
+            s.answer(verdict);
+            return Flow::Next;
+        }
+    };
+    conn.send(|out| out.extend_from_slice(b"*1\r\n$7\r\nDISCARD\r\n"));
+    let owed = if s.muted() { Owed::Dropped } else { Owed::Instead(Rc::from(verdict.to_bytes(s.proto))) };
+    conn.expect(&s.down, owed, false);
+    Flow::Next
+}
+
 /// Queues a command whose answer is known already: a mistake that the server finds only when it carries the command out.
 pub fn queue_answer(s: &mut Session, answer: &Value) -> Flow {
     let rule = Rule::Replace(Rc::from(answer.to_bytes(s.proto)));
@@ -308,10 +338,7 @@ fn exec(s: &mut Session) -> Flow {
     };
     let muted = s.muted();
     if tx.dirty {
-        conn.send(|out| out.extend_from_slice(b"*1\r\n$7\r\nDISCARD\r\n"));
-        let verdict = Value::error(ABORTED).to_bytes(s.proto);
-        conn.expect(&s.down, if muted { Owed::Dropped } else { Owed::Instead(Rc::from(verdict)) }, false);
-        return Flow::Next;
+        return discard_with(s, &Value::error(ABORTED));
     }
     for (position, words) in std::mem::take(&mut tx.local) {
         let reply = local::answer_in_transaction(s, &words);

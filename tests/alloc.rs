@@ -64,7 +64,8 @@ fn get_and_set_allocate_nothing_in_steady_state() {
         workers: Some("1".into()),
         ..CliOverrides::default()
     };
-    let config = Config::read(None, std::iter::empty(), &settings).expect("valid settings");
+    let config = Config::read(None, [("KEYFENCE_UPSTREAM__ACL_WALL".into(), "off".into())].into_iter(), &settings)
+        .expect("valid settings");
     thread::spawn(move || {
         let runtime =
             Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
