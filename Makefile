@@ -38,4 +38,6 @@ lint:
 	fi
 
 bench:
-	$(CARGO) bench --locked
+	@tools/ensure-redis.sh
+	$(CARGO) build --release --locked
+	python3 benches/load.py

@@ -22,6 +22,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
+use bytes::Bytes;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -814,7 +815,7 @@ impl Session {
             self.down.append(|out| out.extend_from_slice(bytes));
         } else if let Some(conn) = self.own.as_ref().map(Pinned::conn).or(self.lane.as_ref()) {
             self.down.wait_with(bytes.len());
-            conn.expect(&self.down, Owed::Local(Rc::from(bytes)), false);
+            conn.expect(&self.down, Owed::Local(Bytes::copy_from_slice(bytes)), false);
         }
     }
 

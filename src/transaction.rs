@@ -7,6 +7,8 @@
 
 use std::{cell::Cell, rc::Rc, sync::atomic::Ordering};
 
+use bytes::Bytes;
+
 use crate::{
     clients,
     command::{self, Args, Class, Lookup, Row, Span},
@@ -214,14 +216,14 @@ fn discard_with(s: &mut Session, verdict: &Value) -> Flow {
         }
     };
     conn.send(|out| out.extend_from_slice(b"*1\r\n$7\r\nDISCARD\r\n"));
-    let owed = if s.muted() { Owed::Dropped } else { Owed::Instead(Rc::from(verdict.to_bytes(s.proto))) };
+    let owed = if s.muted() { Owed::Dropped } else { Owed::Instead(Bytes::from(verdict.to_bytes(s.proto))) };
     conn.expect(&s.down, owed, false);
     Flow::Next
 }
 
 /// Queues a command whose answer is known already: a mistake that the server finds only when it carries the command out.
 pub fn queue_answer(s: &mut Session, answer: &Value) -> Flow {
-    let rule = Rule::Replace(Rc::from(answer.to_bytes(s.proto)));
+    let rule = Rule::Replace(Bytes::from(answer.to_bytes(s.proto)));
     match send_placeholder(s, PLACEHOLDER) {
         Ok(()) => {
             queued(s, rule);
@@ -277,7 +279,7 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
                         (Rule::Note(done), Some(frame.into_bytes()))
                     }
                     None => (
-                        Rule::Replace(Rc::from(local::select_error(args.at(1)).to_bytes(s.proto))),
+                        Rule::Replace(Bytes::from(local::select_error(args.at(1)).to_bytes(s.proto))),
                         Some(PLACEHOLDER.to_vec()),
                     ),
                 }
@@ -342,7 +344,7 @@ fn exec(s: &mut Session) -> Flow {
     }
     for (position, words) in std::mem::take(&mut tx.local) {
         let reply = local::answer_in_transaction(s, &words);
-        tx.rules[position] = Rule::Replace(Rc::from(reply.to_bytes(s.proto)));
+        tx.rules[position] = Rule::Replace(Bytes::from(reply.to_bytes(s.proto)));
     }
     conn.send(|out| out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n"));
     let plain = tx.select.is_none() && tx.rules.iter().all(|r| *r == Rule::Raw);

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde::Serialize;
+
 use super::{Class, ConnNeed, Keys, ROWS, ReplyRule, Row, Shape};
 
 /// For a terminal: one aligned line per command.
@@ -25,39 +27,52 @@ pub fn text() -> String {
     out
 }
 
+/// A row as programs read it.
+#[derive(Serialize)]
+struct Entry {
+    name: &'static str,
+    served: bool,
+    class: &'static str,
+    since: &'static str,
+    family: &'static str,
+    valkey: &'static str,
+    arity: i16,
+    flags: Vec<&'static str>,
+    categories: Vec<String>,
+    group: &'static str,
+    names: &'static str,
+    access: &'static str,
+    reply: String,
+    connection: String,
+    summary: &'static str,
+    note: &'static str,
+}
+
 /// One JSON array with an object per command.
 pub fn json() -> String {
-    let mut out = String::from("[\n");
-    for (i, row) in ROWS.iter().enumerate() {
-        let flags: Vec<_> = row.flags.words().map(quoted).collect();
-        let categories: Vec<_> = row.categories.words().map(|word| quoted(&format!("@{word}"))).collect();
-        let comma = if i + 1 == ROWS.len() { "" } else { "," };
-        line(
-            &mut out,
-            format_args!(
-                "{{\"name\":{},\"served\":{},\"class\":{},\"since\":{},\"family\":{},\"valkey\":{},\"arity\":{},\"flags\":[{}],\
-                 \"categories\":[{}],\"group\":{},\"names\":{},\"access\":{},\"reply\":{},\"connection\":{},\"summary\":{},\"note\":{}}}{comma}",
-                quoted(row.name),
-                row.served(),
-                quoted(row.class.as_str()),
-                quoted(row.since),
-                quoted(row.family),
-                quoted(row.valkey),
-                row.arity,
-                flags.join(","),
-                categories.join(","),
-                quoted(row.group),
-                quoted(dash(row.specs)),
-                quoted(dash(row.access)),
-                quoted(&reply(row.reply)),
-                quoted(&connection(row.conn)),
-                quoted(row.summary),
-                quoted(dash(row.note)),
-            ),
-        );
-    }
-    out.push_str("]\n");
-    out
+    let entries: Vec<Entry> = ROWS
+        .iter()
+        .map(|row| Entry {
+            name: row.name,
+            served: row.served(),
+            class: row.class.as_str(),
+            since: row.since,
+            family: row.family,
+            valkey: row.valkey,
+            arity: row.arity,
+            flags: row.flags.words().collect(),
+            categories: row.categories.words().map(|word| format!("@{word}")).collect(),
+            group: row.group,
+            names: dash(row.specs),
+            access: dash(row.access),
+            reply: reply(row.reply),
+            connection: connection(row.conn),
+            summary: row.summary,
+            note: dash(row.note),
+        })
+        .collect();
+    serde_json::to_string_pretty(&entries)
+        .map_or_else(|error| unreachable!("text and numbers: {error}"), |json| json + "\n")
 }
 
 /// The page `docs/commands.md`.
@@ -160,21 +175,6 @@ fn connection(need: ConnNeed) -> String {
     }
 }
 
-fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => out.extend(['\\', character]),
-            control if control.is_control() => {
-                let _ = write!(out, "\\u{:04x}", u32::from(control));
-            }
-            other => out.push(other),
-        }
-    }
-    out.push('"');
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +187,8 @@ mod tests {
     #[test]
     fn every_row_is_in_each_form() {
         assert_eq!(text().lines().count(), ROWS.len());
-        assert_eq!(json().lines().count(), ROWS.len() + 2);
+        let parsed: serde_json::Value = serde_json::from_str(&json()).unwrap();
+        assert_eq!(parsed.as_array().map(Vec::len), Some(ROWS.len()));
         assert_eq!(markdown().lines().filter(|line| line.ends_with('|')).count(), ROWS.len() + 2 + 6 + 2 * groups());
     }
 
@@ -196,9 +197,8 @@ mod tests {
     }
 
     #[test]
-    fn cells_and_strings_are_escaped() {
+    fn cells_are_escaped() {
         assert_eq!(cell("a|b *c*"), "a\\|b \\*c\\*");
         assert_eq!(cell("`1; opt STORE*`"), "`1; opt STORE*`");
-        assert_eq!(quoted("a\"b\\c\n"), "\"a\\\"b\\\\c\\u000a\"");
     }
 }

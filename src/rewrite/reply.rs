@@ -11,6 +11,8 @@
 
 use std::{borrow::Cow, cell::Cell, rc::Rc};
 
+use bytes::Bytes;
+
 use crate::resp::{
     self,
     reply::{self, BadReply, Scanner},
@@ -32,7 +34,7 @@ pub enum Rule {
     /// XREADGROUP: as `Xread`, and the error.
     XreadNoGroup(Rc<NoGroup>),
     /// The upstream's reply is dropped and these bytes stand in its place.
-    Replace(Rc<[u8]>),
+    Replace(Bytes),
     /// Nowhere; whether it was a simple string, and so no error, is noted.
     Note(Rc<Cell<bool>>),
 }
@@ -145,7 +147,7 @@ enum Act {
     Pass,
     Name,
     Enter,
-    Swap(Rc<[u8]>),
+    Swap(Bytes),
     Error,
     /// A null, or another shape than the command's.
     Nothing,
@@ -327,7 +329,7 @@ impl Unprefix {
         let depth = self.depth - base;
         let level = |d: usize| &self.levels[base + d];
         Ok(match rule {
-            Rule::Replace(bytes) => Act::Swap(Rc::clone(bytes)),
+            Rule::Replace(bytes) => Act::Swap(bytes.clone()),
             Rule::NoGroup(names) | Rule::XreadNoGroup(names) if depth == 0 && kind == b'-' => {
                 Act::GroupError(Rc::clone(names))
             }
@@ -427,7 +429,7 @@ mod tests {
             rules: vec![
                 Rule::First,
                 Rule::Raw,
-                Rule::Replace(Rc::from(&b"+PONG\r\n"[..])),
+                Rule::Replace(Bytes::from_static(b"+PONG\r\n")),
                 Rule::XreadNoGroup(Rc::clone(&names)),
                 Rule::Xread,
             ],

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     task::AbortHandle,
     time::{Instant, timeout},
@@ -60,9 +61,9 @@ pub enum Owed {
     /// It is counted and dropped (CLIENT REPLY OFF, requests of keyfence's own).
     Dropped,
     /// It is dropped and these bytes are passed.
-    Instead(Rc<[u8]>),
+    Instead(Bytes),
     /// There is none: these bytes wait here for the replies before them.
-    Local(Rc<[u8]>),
+    Local(Bytes),
     /// It carries names.
     Rewritten(Box<Unprefix>),
 }
@@ -321,7 +322,7 @@ impl Conn {
                     Owed::Local(bytes) => {
                         client.waited(bytes.len());
                         client.append(|out| out.extend_from_slice(&bytes));
-                        waiter.owed = Owed::Local(Rc::default());
+                        waiter.owed = Owed::Local(Bytes::new());
                     }
                     Owed::Dropped => {}
                     _ => client.append(|out| (0..waiter.count).for_each(|_| resp::put_error(out, line.as_bytes()))),
