@@ -28,6 +28,8 @@ use crate::{
 const PAGE: u32 = 1000;
 /// Most buckets per page that a client may ask for: a page blocks the upstream while it is made.
 const MAX_COUNT: u32 = 2000;
+/// Fewest buckets per page.
+const MIN_COUNT: u32 = 100;
 /// How many pages one SCAN call may take to find something (isolation.md E5).
 const SCAN_PAGES: u32 = 32;
 /// Longest pattern and most wildcards in it: matching costs the upstream more than linear time (isolation.md E3, CVE-2024-31228).
@@ -298,7 +300,8 @@ impl Scope {
         };
         // A cursor that no scan of ours gave out continues nowhere.
         let Some(mut cursor) = cursor::unwrap(scan.cursor, &self.prefix) else { return Ok(page(0, Vec::new())) };
-        let mut count = scan.count;
+        // COUNT is a hint; small pages cost a round trip each and spare the upstream nothing.
+        let mut count = scan.count.max(MIN_COUNT);
         for _ in 0..SCAN_PAGES {
             let (next, names) = self.page(cursor, &pattern, count, scan.kind.as_deref()).await?;
             if !cursor::fits(next) {

@@ -8,6 +8,7 @@
 pub mod conn;
 pub mod control;
 pub mod managed;
+pub mod wall;
 
 use std::{
     cell::{Cell, RefCell},

@@ -414,7 +414,9 @@ mod tests {
         marks("XREAD COUNT 2 BLOCK 0 STREAMS +a +b 0 0");
         marks("XREAD STREAMS +a +b +0");
         marks("XREAD +CLAIM +1 +STREAMS +a +0");
-        marks("XREAD +GROUP +g +c +STREAMS +a +0");
+        marks("XREAD GROUP g c STREAMS +a 0");
+        marks("XREAD NOACK STREAMS +a 0");
+        marks("XREAD NOACK +STREAMS");
         marks("XREAD COUNT 1 +STREAMS");
     }
 

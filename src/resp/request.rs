@@ -239,8 +239,10 @@ fn inline(buf: &[u8]) -> Parsed {
         return broken("too big inline request");
     }
     let text = buf[..end].strip_suffix(b"\r").unwrap_or(&buf[..end]);
-    // Redis reads the line as a C string.
-    let text = text.split(|&c| c == 0).next().unwrap_or_default();
+    // Redis takes a NUL for the end of all it has read and waits for ever; this is said instead.
+    if memchr::memchr(0, text).is_some() {
+        return broken("NUL in an inline request");
+    }
     let Some(words) = split(text) else { return broken("unbalanced quotes in request") };
     let Some(first) = words.first() else { return Parsed::Nothing(end + 1) };
     if first.eq_ignore_ascii_case(b"post") || first.eq_ignore_ascii_case(b"host:") || first == b"PROXY" {

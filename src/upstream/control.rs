@@ -65,14 +65,15 @@ impl Control {
 }
 
 /// The error as an operator reads it; never a password.
-fn describe(error: &RedisError) -> String {
+pub(super) fn describe(error: &RedisError) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::Io, _) | (_, None) => error.to_string(),
         (_, Some(detail)) => error.code().map_or_else(|| detail.to_owned(), |code| format!("{code} {detail}")),
     }
 }
 
-async fn connect(target: &Target, db: u32) -> Result<MultiplexedConnection, RedisError> {
+/// A connection that is logged in as the settings say, on database `db`.
+pub(super) async fn connect(target: &Target, db: u32) -> Result<MultiplexedConnection, RedisError> {
     let addr = match &target.endpoint {
         Endpoint::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),
         Endpoint::Unix(path) => ConnectionAddr::Unix(path.clone()),
@@ -196,9 +197,13 @@ fn same(theirs: &str, ours: &str) -> bool {
 
 /// The names of the upstream's commands and subcommands, `client|list`.
 async fn command_names(control: &Control) -> Result<Vec<String>, UpstreamError> {
-    let table: Vec<Value> = control.query(0, &redis::cmd("COMMAND")).await?;
+    Ok(names_in(&control.query::<Vec<Value>>(0, &redis::cmd("COMMAND")).await?))
+}
+
+/// The names in a reply of COMMAND.
+pub(super) fn names_in(table: &[Value]) -> Vec<String> {
     let mut names = Vec::new();
-    for command in &table {
+    for command in table {
         let Value::Array(fields) = command else { continue };
         names.extend(fields.first().and_then(text));
         let Some(Value::Array(subcommands)) = fields.get(9) else { continue };
@@ -208,7 +213,7 @@ async fn command_names(control: &Control) -> Result<Vec<String>, UpstreamError> 
             }
         }
     }
-    Ok(names)
+    names
 }
 
 fn text(value: &Value) -> Option<String> {

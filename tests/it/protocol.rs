@@ -89,6 +89,7 @@ fn t2_inline_commands() {
         b"PING \"\\\r\nPING\r\n",
         b"nosuch a b\r\nPING\r\n",
         b"PING\r\n*1\r\n$4\r\nPING\r\nPING\r\n",
+        b"ECHO a\0b\r\nPING\r\n",
         b"ECHO \xff\xfe\r\nPING\r\n",
     ] {
         world.same(bytes);
@@ -162,8 +163,9 @@ fn t5_only_bulk_strings_are_arguments() {
     ] {
         world.same(bytes);
     }
+    // Plain Redis takes a NUL for the end of what it has read, and waits for ever.
     if !target_is_plain() {
-        world.refused(b"*1\r\n\0\r\n");
+        world.refused(b"*1\r\n\0");
     }
     // Plain Redis takes these for inline commands: unknown ones, or a close.
     for first in ["%1", ">1", "|1", "~1", "+PING", "-ERR", ":1", "$4", "_", "#t", "(1", "=4"] {
