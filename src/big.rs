@@ -164,7 +164,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         return Choice::Hold;
     }
     // What changes a session's state, or waits, takes the ordinary path.
-    if row.class == Class::Keyless || row.conn != ConnNeed::Any {
+    if row.class == Class::Keyless || row.conn != ConnNeed::Any || proxy::needs_other_user(s, row) {
         return Choice::Hold;
     }
     if !s.facts(|f| f.has(row)) {

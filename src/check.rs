@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     command::ROWS,
     config::{AclWall, Config, Endpoint},
-    upstream::{Target, control},
+    upstream::{Target, control, wall::probe_holes},
 };
 
 /// The report.
@@ -66,26 +66,50 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
         }
         None => row("RESTORE", "warn", "the upstream does not say whether it checks payloads".into()),
     }
-    let users = if facts.manages_users {
-        "the upstream lets keyfence manage users"
-    } else {
-        "the upstream does not let keyfence manage users"
-    };
-    row(
-        "ACL wall",
-        "no",
-        format!("{users}; the wall is not built by this version ({})", wall(config.upstream.acl_wall)),
-    );
+    wall(config.upstream.acl_wall, target, &mut row).await;
     row("scripts, pub/sub", "no", "not served by this version: -NOPERM".into());
     row("tier", "no", "not served by this version".into());
     Ok(out)
 }
 
-fn wall(wall: AclWall) -> &'static str {
-    match wall {
-        AclWall::Auto => "acl_wall = auto",
-        AclWall::Require => "acl_wall = require",
-        AclWall::Off => "acl_wall = off",
+async fn wall(policy: AclWall, target: &Target, row: &mut impl FnMut(&str, &str, String)) {
+    if policy == AclWall::Off {
+        return row("ACL wall", "off", "acl_wall = off: the rewriting is the only wall".into());
+    }
+    let holes = match probe_holes(target).await {
+        Ok(holes) => holes,
+        Err(error) => return row("ACL wall", "no", error.to_string()),
+    };
+    if let Some(why) = &holes.refused {
+        let verdict = if policy == AclWall::Require { "no" } else { "warn" };
+        return row("ACL wall", verdict, format!("the upstream does not let keyfence make users: {why}"));
+    }
+    row("ACL wall", "ok", "the upstream lets keyfence make users".into());
+    if !holes.blind.is_empty() {
+        row(
+            "  beyond the ACL",
+            "warn",
+            format!("the upstream does not confine {}: held by the rewriting alone", holes.blind.join(", ")),
+        );
+    }
+    if holes.default_user_open == Some(true) {
+        row(
+            "  default user",
+            "warn",
+            "the upstream serves connections that do not log in: ACL SETUSER default off, or give it a password".into(),
+        );
+    }
+    match &holes.script_tables {
+        Some(tables) if !tables.is_empty() => row(
+            "  script tables",
+            "warn",
+            format!(
+                "scripts share {} and may alter it for each other: update the upstream (CVE-2025-46818)",
+                tables.join(", ")
+            ),
+        ),
+        Some(_) => row("  script tables", "ok", "scripts cannot alter what others' scripts use".into()),
+        None => row("  script tables", "", "keyfence's user may not run scripts there, so this was not tried".into()),
     }
 }
 

@@ -1,20 +1,26 @@
 //! The control plane: one task per upstream on the main thread. It learns what the upstream is and can do, keeps the tenants' users on it
-//! (they are made again after a failover or an `ACL LOAD`: ACLs do not replicate), and says who tenants' connections log in as.
+//! (they are made again after a restart, a failover or an `ACL LOAD`: ACLs do not replicate), and says who tenants' connections log in as.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
+    directory::Directory,
     upstream::{
-        Site,
+        Logins, Site,
         control::{self, PROBE_EVERY},
+        wall::{Standing, WallError, Walled},
     },
     worker::Shared,
 };
 
 /// How often a reachable upstream is probed again: it may have been replaced by another version.
 const PROBE_AGAIN: Duration = Duration::from_secs(30);
+/// How often the wall is looked at.
+const CHECK: Duration = Duration::from_secs(1);
+/// Longest that one look or one raising may take.
+const RAISE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Asks the upstream what it is, once: whether it could be asked.
 pub async fn learn(site: &Site) -> bool {
@@ -38,13 +44,89 @@ pub async fn learn(site: &Site) -> bool {
     }
 }
 
+/// Makes the users of all tenants that live there, as `directories` have them, and lets their connections log in as these.
+///
+/// # Errors
+/// A sentence, when there is no wall and must be one.
+pub async fn raise(site: &Arc<Site>, directories: &[&Directory]) -> Result<(), String> {
+    if matches!(**site.logins.load(), Logins::Users(_)) {
+        return Ok(());
+    }
+    let mut tenants = HashMap::new();
+    for tenant in directories.iter().flat_map(|d| d.tenants.values().chain(&d.anonymous)) {
+        if Arc::ptr_eq(&tenant.site, site) {
+            let walled = Walled {
+                id: tenant.id,
+                name: tenant.name.clone(),
+                prefix: Arc::clone(&tenant.prefix),
+                databases: tenant.db_base..tenant.db_base + tenant.databases,
+                scripts: false,
+            };
+            tenants.insert(tenant.id, walled);
+        }
+    }
+    let tenants: Vec<Walled> = tenants.into_values().collect();
+    let Ok(standing) = timeout(RAISE_WITHIN, site.wall.raise(&tenants)).await else {
+        return Err(format!("the wall was not raised within {RAISE_WITHIN:?}"));
+    };
+    match standing {
+        Ok(Standing::Off) => set(site, Logins::Own),
+        Ok(Standing::None(why)) => {
+            if !matches!(**site.logins.load(), Logins::Own) {
+                tracing::warn!(upstream = %site.target, why, "no second wall: the upstream does not let keyfence make users");
+            }
+            set(site, Logins::Own);
+        }
+        Ok(Standing::Raised { users, holes }) => {
+            if !matches!(**site.logins.load(), Logins::Wall) {
+                tracing::info!(upstream = %site.target, users, beyond_the_acl = holes.blind.join(" "), "the second wall stands");
+            }
+            site.holes.store(Some(holes));
+            set(site, Logins::Wall);
+        }
+        // An upstream that is down has no connections to wall in; what stood before goes on when it is back.
+        Err(WallError::Upstream(error)) => {
+            tracing::debug!(upstream = %site.target, error = error.to_line(), "the wall could not be looked at");
+        }
+        Err(error) => {
+            set(site, Logins::None(format!("the wall does not stand: {error}")));
+            return Err(error.to_string());
+        }
+    }
+    Ok(())
+}
+
+fn set(site: &Site, logins: Logins) {
+    if std::mem::discriminant(&**site.logins.load()) != std::mem::discriminant(&logins)
+        || matches!(logins, Logins::None(_))
+    {
+        site.logins.store(Arc::new(logins));
+    }
+}
+
 /// Looks after one upstream until it is taken out of the settings.
 pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>) {
     let mut next_probe = Instant::now() + if site.facts.load().probed { PROBE_AGAIN } else { PROBE_EVERY };
-    let _ = &shared;
+    let mut next_check = Instant::now() + CHECK;
     loop {
-        sleep_until(next_probe).await;
-        let known = learn(&site).await;
-        next_probe = Instant::now() + if known { PROBE_AGAIN } else { PROBE_EVERY };
+        let refused = tokio::select! {
+            () = sleep_until(next_probe.min(next_check)) => false,
+            () = site.login_refused.notified() => true,
+        };
+        if Instant::now() >= next_probe {
+            let known = learn(&site).await;
+            next_probe = Instant::now() + if known { PROBE_AGAIN } else { PROBE_EVERY };
+        }
+        let stands = matches!(**site.logins.load(), Logins::Wall)
+            && !refused
+            && timeout(RAISE_WITHIN, site.wall.check()).await.unwrap_or(false);
+        let wanted = !matches!(**site.logins.load(), Logins::Own | Logins::Users(_));
+        if wanted && !stands {
+            let directory = shared.directory.load_full();
+            if let Err(error) = raise(&site, &[&directory]).await {
+                tracing::error!(upstream = %site.target, error, "the wall does not stand: nobody is served there until it does");
+            }
+        }
+        next_check = Instant::now() + CHECK;
     }
 }

@@ -6,7 +6,7 @@ use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    command::{self, Args, Class, ConnNeed, Flags, Keys, Lookup, Row, Shape, Slot, Span},
+    command::{self, Args, Class, ConnNeed, Flags, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
     local,
     resp::Value,
@@ -18,7 +18,7 @@ use crate::{
     session::{Flow, Session, Until},
     tenant::{Tenant, limits::Bucket},
     transaction,
-    upstream::{Kind, Logins, Owed},
+    upstream::{Kind, Owed},
 };
 
 /// Longest that a client may ask to block, added to which `socket_timeout` gives the deadline of the wait; 0 waits for ever.
@@ -63,6 +63,9 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     if s.logged_in && !s.tenant.permitted.has(row) {
         return s.no_permission(row);
     }
+    if row.flags.has(Flags::DANGEROUS) && row.name == "RESTORE" && !may_restore(s) {
+        return s.refuse("NOPERM RESTORE is off: the upstream does not check payloads (sanitize-dump-payload)");
+    }
     if let Some(error) = over_limit(s, row, spans, frame.len()) {
         return s.refuse(error);
     }
@@ -99,6 +102,12 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
 
 /// What a connection without a tenant is told.
 pub const NO_AUTH: &str = "NOAUTH Authentication required.";
+
+/// A crafted payload reaches into the upstream's memory, and so into everybody's keys: among tenants RESTORE is for upstreams that check
+/// payloads (isolation.md A14).
+fn may_restore(s: &Session) -> bool {
+    s.worker.shared.directory.load().open || s.facts(|f| f.sanitizes_dumps == Some(true))
+}
 
 /// The tenant's rates and sizes. What ends a transaction or a connection is never held back, and nothing is charged twice.
 fn over_limit(s: &mut Session, row: &Row, spans: &[Span], bytes: usize) -> Option<String> {
@@ -159,7 +168,7 @@ fn forward(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[S
     if matches!(row.conn, ConnNeed::Block | ConnNeed::SameConn) && command::is_blocking(row, args) {
         return block(s, row, args, frame, spans);
     }
-    if needs_other_user(s, row, args) {
+    if needs_other_user(s, row) {
         return aside(s, row, args, frame, spans);
     }
     if let Err(error) = send(s, row, args, frame, spans, owed(s, row, args), false) {
@@ -189,31 +198,21 @@ fn block(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
     Flow::After(Until::Reply(deadline))
 }
 
-/// Whether the command must travel as the tenant's other user upstream; see [`Kind::Sort`].
-pub fn needs_other_user(s: &Session, row: &Row, args: &Args<'_>) -> bool {
-    if !matches!(row.keys, Keys::Sort | Keys::SortRo | Keys::Georadius { .. })
-        || !matches!(**s.reach.site.logins.load(), Logins::Walled(_))
-    {
-        return false;
-    }
-    let mut marks = s.worker.marks.borrow_mut();
-    command::walk(row, args, &mut marks);
-    // SORT with a template, GEORADIUS with a destination.
-    marks.len() > 1
+/// Whether the command must travel as the tenant's other user upstream; see [`Kind`].
+pub fn needs_other_user(s: &Session, row: &Row) -> bool {
+    s.reach.site.kind(row) != Kind::Data
 }
 
-/// One command on a connection of the tenant's other user, nothing else in flight meanwhile.
+/// One command on a connection of the tenant's other user, nothing else in flight meanwhile. A connection that the session has to itself is
+/// that user's already.
 fn aside(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
-    if s.own.is_some() {
-        return s
-            .refuse(format!("NOPERM '{}' with these options cannot be used while keys are watched", row.lower_name()));
-    }
-    if s.down.in_flight() > 0 {
-        return Flow::Again(Until::Drained);
-    }
-    match s.dedicated(Kind::Sort) {
-        Ok(own) => s.own = Some(own),
-        Err(error) => return s.refuse(error.to_line()),
+    if s.own.is_none() {
+        if s.down.in_flight() > 0 {
+            return Flow::Again(Until::Drained);
+        }
+        if let Err(error) = s.pin() {
+            return s.refuse(error.to_line());
+        }
     }
     match send(s, row, args, frame, spans, owed(s, row, args), false) {
         Ok(()) => Flow::After(Until::Drained),

@@ -16,10 +16,13 @@ use tokio::{
 };
 
 use crate::{
-    config::{self, Config},
+    config::{self, AclWall, Config},
     directory::{DEFAULT, Directory},
     plane, server,
-    upstream::Site,
+    upstream::{
+        Logins, Site,
+        wall::{Identity, Wall},
+    },
     worker::Shared,
 };
 
@@ -53,7 +56,14 @@ impl Sites {
                         let (stop, stopping) = watch::channel(false);
                         self.managed.push((stop, tokio::spawn(child.supervise(stopping))));
                     }
-                    Arc::new(Site::new(name, target, up.max_connections, up.connections_per_worker))
+                    let identity = Identity::new().map_err(|e| format!("the system gives no random bytes: {e}"))?;
+                    let wall = Wall::new(target.clone(), up.acl_wall, identity);
+                    let logins = match (up.acl_wall, config.auth.mode) {
+                        (AclWall::Off, _) => Logins::Own,
+                        (_, config::AuthMode::Upstream) if name == DEFAULT => Logins::Users(HashMap::new()),
+                        _ => Logins::None("the wall does not stand yet".into()),
+                    };
+                    Arc::new(Site::new(name, target, wall, logins, up.max_connections, up.connections_per_worker))
                 }
             };
             by_name.insert(name.to_owned(), site);
@@ -78,6 +88,11 @@ impl Sites {
     pub async fn stop(&mut self) {
         for (_, watcher) in self.watchers.drain() {
             watcher.abort();
+        }
+        for site in self.by_name.values() {
+            if let Err(error) = site.wall.lower().await {
+                tracing::warn!(upstream = %site.target, %error, "the users of the wall were left behind");
+            }
         }
         for (stop, supervisor) in self.managed.drain(..) {
             stop.send_replace(true);
@@ -145,6 +160,10 @@ impl Reload {
         let before = self.shared.directory.load_full();
         self.sites.update(&config).await?;
         let directory = Directory::build(&config, &self.sites.by_name, Some(&before))?;
+        // The users of new tenants stand before anybody can log in as one; those of tenants that are gone go when their sessions have.
+        for site in self.sites.by_name.values() {
+            plane::raise(site, &[&before, &directory]).await?;
+        }
         config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
         self.shared.limits.store(Arc::new(server::client_limits(&config)));
         self.shared.directory.store(Arc::new(directory));

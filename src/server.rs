@@ -89,7 +89,12 @@ pub async fn run(
     };
     let mut bound = Vec::new();
     for listen in config.listen.iter().chain(config.tenants.iter().flat_map(|t| &t.listen)) {
-        bound.push(bind(listen, workers).await?);
+        let one: Bound = bind(listen, workers).await?;
+        // Two listeners on one address would each get some of its connections, and with them the other's tenant.
+        if let Some(other) = bound.iter().find(|b: &&Bound| b.shown == one.shown) {
+            return Err(format!("cannot listen on {}: it is the same address as {}", one.name, other.name));
+        }
+        bound.push(one);
     }
     let mut sites = Sites::default();
     sites.update(&config).await?;
@@ -108,6 +113,9 @@ pub async fn run(
     // Clients that connect at once should find an upstream whose commands are known; one that is down must not keep them out.
     for site in sites.by_name.values() {
         plane::learn(site).await;
+        if let Err(error) = plane::raise(site, &[&shared.directory.load()]).await {
+            tracing::error!(upstream = %site.target, error, "the wall does not stand: nobody is served there until it does");
+        }
     }
     sites.look_after(&shared);
 

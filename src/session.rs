@@ -722,7 +722,9 @@ impl Session {
     pub fn pin(&mut self) -> Result<(), UpstreamError> {
         debug_assert_eq!(self.down.in_flight(), 0);
         if self.own.is_none() {
-            self.own = Some(self.dedicated(Kind::Data)?);
+            // The other user may do all that the first may, and what a transaction may need besides.
+            let kind = if self.reach.site.holes.load().is_some() { Kind::Sort } else { Kind::Data };
+            self.own = Some(self.dedicated(kind)?);
         }
         Ok(())
     }
@@ -731,7 +733,7 @@ impl Session {
     ///
     /// # Errors
     /// [`UpstreamError`] when there is none to be had.
-    pub fn dedicated(&self, kind: Kind) -> Result<Pinned, UpstreamError> {
+    fn dedicated(&self, kind: Kind) -> Result<Pinned, UpstreamError> {
         let share = self.reach.site.dedicated_share();
         if self.tenant.pins.fetch_add(1, Ordering::Relaxed) >= share {
             self.tenant.pins.fetch_sub(1, Ordering::Relaxed);

@@ -118,6 +118,9 @@ impl Permitted {
 
     /// What `allow` names (everything, if it names nothing) but for what `deny` names: commands (`get`), subcommands (`config|get`; a
     /// container stands for all of its own) and categories (`@write`). Names that do not exist were refused with the settings.
+    ///
+    /// An `allow` list is about data: what a client needs to be connected at all (`@connection`) is allowed besides, unless denied. Loading a
+    /// module's serialised payload, which the module parses without checking, has to be named (isolation.md A14).
     pub fn from_lists(allow: &[String], deny: &[String]) -> Self {
         let named = |list: &[String], row: &Row| {
             list.iter().any(|item| match item.strip_prefix('@') {
@@ -125,11 +128,10 @@ impl Permitted {
                 None => find(item).is_some_and(|named| named.index == row.index || named.index == row.parent),
             })
         };
-        Self(
-            ROWS.iter()
-                .map(|row| row.served() && (allow.is_empty() || named(allow, row)) && !named(deny, row))
-                .collect(),
-        )
+        let connection = |row: &Row| Categories::named(b"connection").is_some_and(|c| row.categories.has(c));
+        let by_default = |row: &Row| allow.is_empty() && !loads_payload(row) || connection(row);
+        let permitted = |row: &Row| row.served() && (by_default(row) || named(allow, row)) && !named(deny, row);
+        Self(ROWS.iter().map(permitted).collect())
     }
 
     /// Whether the tenant may run it.
@@ -137,6 +139,10 @@ impl Permitted {
     pub fn has(&self, row: &Row) -> bool {
         self.0.get(usize::from(row.index)).copied().unwrap_or(false)
     }
+}
+
+fn loads_payload(row: &Row) -> bool {
+    row.name.ends_with(".LOADCHUNK") || row.name == "BF.LOAD"
 }
 
 /// CLIENT PAUSE over the tenant's own connections.
@@ -197,6 +203,7 @@ mod tests {
         assert!(
             !has(&p, "get") && has(&p, "set") && !has(&p, "flushdb") && !has(&p, "client|kill") && has(&p, "client|id")
         );
+        assert!(has(&p, "hello") && !has(&Permitted::from_lists(&[], &[]), "cf.loadchunk"));
         let p = Permitted::from_lists(&list(&["@read", "client"]), &list(&["client|list"]));
         assert!(has(&p, "get") && !has(&p, "set") && has(&p, "client|id") && !has(&p, "client|list"));
         assert!(

@@ -136,7 +136,7 @@ fn begin(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
         return Flow::Next;
     }
     if s.own.is_none() {
-        if is_whole(ahead) {
+        if is_whole(s, ahead) {
             tx.block = true;
         } else {
             if s.down.in_flight() > 0 {
@@ -165,7 +165,7 @@ fn begin(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
 }
 
 /// Whether `ahead` holds the rest of a transaction, up to its EXEC or DISCARD, and nothing that needs a connection of its own.
-fn is_whole(ahead: &[u8]) -> bool {
+fn is_whole(s: &Session, ahead: &[u8]) -> bool {
     let mut spans = Vec::new();
     let mut at = 0;
     for _ in 0..BLOCK {
@@ -179,6 +179,7 @@ fn is_whole(ahead: &[u8]) -> bool {
             Lookup::Found(row) => match row.name {
                 "EXEC" | "DISCARD" => return args.len() == 1,
                 "WATCH" | "SELECT" | "QUIT" | "RESET" => return false,
+                _ if proxy::needs_other_user(s, row) => return false,
                 _ => {}
             },
             Lookup::Unknown | Lookup::UnknownSubcommand(_) => {}
@@ -225,12 +226,6 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
         tx.bytes += frame.len();
     }
     let (rule, placeholder) = match row.class {
-        Class::Keyed | Class::Keyless if proxy::needs_other_user(s, row, args) => {
-            return s.refuse(format!(
-                "NOPERM '{}' with these options cannot be used inside a transaction",
-                row.lower_name()
-            ));
-        }
         Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),
         Class::Local => match row.name {
             "SELECT" if s.muted() => return s.refuse("ERR SELECT inside a transaction needs CLIENT REPLY ON"),

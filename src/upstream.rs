@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     sync::{Notify, Semaphore},
     time::Instant,
@@ -31,8 +31,11 @@ use tokio::{
 
 pub use conn::{Conn, Owed};
 use control::Facts;
+pub use wall::Kind;
+use wall::{Holes, Login, Wall};
 
 use crate::{
+    command::Row,
     downstream::Spares,
     error::UpstreamError,
     net::{self, ReadHalf, WriteHalf},
@@ -75,17 +78,6 @@ impl Clock {
         let next = self.0.get().wrapping_add(1);
         self.0.set(if next == conn::NEVER { 0 } else { next });
     }
-}
-
-/// What a connection may be used for, where the upstream has a user of its own for each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Every command whose keys the upstream's ACL can check.
-    #[default]
-    Data,
-    /// SORT with BY or GET, and GEORADIUS with STORE: commands that no key pattern lets through, or that it does not confine. The
-    /// rewriting is their only wall.
-    Sort,
 }
 
 /// Which pool a connection belongs to.
@@ -145,10 +137,12 @@ impl fmt::Display for Target {
 pub enum Logins {
     /// As keyfence itself.
     Own,
-    /// Nobody may yet: the wall is required and does not stand. Why.
+    /// Each as users of its own behind the wall.
+    Wall,
+    /// As the users that the tenants are: user and password by tenant, as they logged in to keyfence.
+    Users(HashMap<u32, (String, String)>),
+    /// Nobody may: why.
     None(String),
-    /// Each as a user of its own: user and password by tenant and kind.
-    Walled(HashMap<(u32, Kind), (String, String)>),
 }
 
 /// One upstream as all workers see it.
@@ -164,22 +158,28 @@ pub struct Site {
     pub per_key: usize,
     /// What is known of it.
     pub facts: ArcSwap<Facts>,
+    /// The users keyfence makes on it.
+    pub wall: Wall,
     /// Who tenants' connections log in as.
     pub logins: ArcSwap<Logins>,
+    /// What the upstream's ACL cannot hold, while the wall stands.
+    pub holes: ArcSwapOption<Holes>,
     /// A tenant's login was refused: its user has to be made again.
     pub login_refused: Notify,
 }
 
 impl Site {
     /// An upstream that nothing is known of yet.
-    pub fn new(name: &str, target: Target, max_connections: usize, per_key: usize) -> Self {
+    pub fn new(name: &str, target: Target, wall: Wall, logins: Logins, max_connections: usize, per_key: usize) -> Self {
         Self {
             name: name.into(),
+            wall,
+            holes: ArcSwapOption::empty(),
+            logins: ArcSwap::from_pointee(logins),
             target,
             open: Open::new(max_connections),
             per_key,
             facts: ArcSwap::default(),
-            logins: ArcSwap::from_pointee(Logins::Own),
             login_refused: Notify::new(),
         }
     }
@@ -189,21 +189,35 @@ impl Site {
         u32::try_from(self.open.limit / 2).unwrap_or(u32::MAX).max(1)
     }
 
-    /// Connects as who `key` says, once more if its user has to be made again first.
+    /// Which connections a command travels on: where the wall cannot hold it, the rewriting alone does.
+    pub fn kind(&self, row: &Row) -> Kind {
+        self.holes.load().as_ref().map_or(Kind::Data, |holes| holes.kind(row))
+    }
+
+    /// Connects as who `key` says, again while its user is being made anew; the caller's deadline bounds this.
     async fn connect(&self, key: &Key) -> io::Result<(ReadHalf, WriteHalf)> {
         loop {
             let logins = self.logins.load_full();
-            let login = match &*logins {
-                Logins::Own => (&self.target.username, &self.target.password),
+            let (user, password) = match &*logins {
+                Logins::Own => (self.target.username.clone(), self.target.password.clone()),
                 Logins::None(why) => return Err(io::Error::other(why.clone())),
-                Logins::Walled(users) => match users.get(&(key.tenant, key.kind)) {
-                    Some((user, password)) => (user, password),
-                    None => return Err(io::Error::other("the tenant has no user on the upstream yet")),
+                Logins::Users(users) => match users.get(&key.tenant) {
+                    Some(login) => login.clone(),
+                    None => return Err(io::Error::other("nobody has logged in as this tenant")),
+                },
+                Logins::Wall => match self.wall.login(key.tenant, key.kind) {
+                    Login::As(user, password) => (user, password),
+                    Login::Plain => (self.target.username.clone(), self.target.password.clone()),
+                    Login::NotYet => {
+                        self.login_refused.notify_one();
+                        tokio::time::sleep(TICK).await;
+                        continue;
+                    }
                 },
             };
-            match self.target.connect(login.0, login.1, key).await {
-                // The caller's deadline bounds this.
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && matches!(*logins, Logins::Walled(_)) => {
+            match self.target.connect(&user, &password, key).await {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && matches!(*logins, Logins::Wall) => {
+                    self.wall.doubt();
                     self.login_refused.notify_one();
                     tokio::time::sleep(TICK).await;
                 }

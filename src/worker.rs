@@ -14,7 +14,7 @@ use crate::{
     downstream::{Downstream, Spares},
     scoped::Flushes,
     tenant::{Tenant, throttle::Throttle},
-    upstream::{Clock, Kind, Logins, Pool, Site, TICK, control::Control},
+    upstream::{Clock, Logins, Pool, Site, TICK, control::Control},
 };
 
 /// Size of the buffer that everything a worker reads passes through, in bytes.
@@ -59,20 +59,19 @@ pub struct Shared {
 impl Shared {
     /// The tenant that the upstream's user is, who has just logged in there with `password`; its connections will, too.
     pub fn newcomer(&self, directory: &Directory, user: &str, password: &str) -> Option<Arc<Tenant>> {
-        let known = self.newcomers.get(user).map(|t| Arc::clone(&t));
+        // The settings may have something to say about this user.
+        let known = directory.tenants.get(user).cloned().or_else(|| self.newcomers.get(user).map(|t| Arc::clone(&t)));
         let tenant = match known {
             Some(tenant) => tenant,
             None => self.newcomers.entry(user.to_owned()).or_insert(directory.newcomer(user)?).clone(),
         };
         let login = (user.to_owned(), password.to_owned());
-        let known = |logins: &Logins| matches!(logins, Logins::Walled(users) if users.get(&(tenant.id, Kind::Data)) == Some(&login));
+        let known = |logins: &Logins| matches!(logins, Logins::Users(users) if users.get(&tenant.id) == Some(&login));
         if !known(&tenant.site.logins.load()) {
             tenant.site.logins.rcu(|logins| {
-                let mut users = if let Logins::Walled(users) = &**logins { users.clone() } else { HashMap::new() };
-                for kind in [Kind::Data, Kind::Sort] {
-                    users.insert((tenant.id, kind), login.clone());
-                }
-                Logins::Walled(users)
+                let mut users = if let Logins::Users(users) = &**logins { users.clone() } else { HashMap::new() };
+                users.insert(tenant.id, login.clone());
+                Logins::Users(users)
             });
         }
         Some(tenant)

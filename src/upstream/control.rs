@@ -145,9 +145,9 @@ impl Facts {
         !self.lacks.get(usize::from(row.index)).copied().unwrap_or(false)
     }
 
-    /// How many rows of the table the upstream lacks.
+    /// How many of the commands that are forwarded the upstream lacks.
     pub fn lacking(&self) -> usize {
-        self.lacks.iter().filter(|l| **l).count()
+        ROWS.iter().filter(|row| row.forwardable() && !self.has(row)).count()
     }
 }
 
@@ -183,7 +183,13 @@ pub async fn probe(target: &Target) -> Result<Facts, UpstreamError> {
     facts.sanitizes_dumps = setting("sanitize-dump-payload").await.map(|v| v != "no");
     facts.manages_users = control.query::<Value>(0, redis::cmd("ACL").arg("USERS")).await.is_ok();
     if let Ok(names) = command_names(&control).await {
-        facts.lacks = ROWS.iter().map(|row| !names.iter().any(|n| same(n, row.name))).collect();
+        // Before 7.0 COMMAND lists no subcommands: then those of a command that is there are taken to be there.
+        let listed = names.iter().any(|n| n.contains('|'));
+        let lacks = |row: &Row| match row.container() {
+            Some(container) if !listed => !names.iter().any(|n| same(n, container.name)),
+            _ => !names.iter().any(|n| same(n, row.name)),
+        };
+        facts.lacks = ROWS.iter().map(lacks).collect();
         facts.unknown = names.into_iter().filter(|n| command::find(n).is_none()).collect();
     }
     Ok(facts)
