@@ -68,7 +68,8 @@ class World:
         self.fence = subprocess.Popen(
             [os.path.abspath(BINARY), "run", "--listen", f"127.0.0.1:{self.port}", "--upstream", f"redis://127.0.0.1:{self.redis_port}",
              "--prefix", "keyfence:", "--workers", "1", "--admin", ""],
-            cwd=self.folder.name, stderr=subprocess.DEVNULL)
+            cwd=self.folder.name, stderr=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if not name.startswith("KEYFENCE_")})
         until_up(self.port, self.fence)
         return self
 

@@ -286,7 +286,7 @@ fn t9_web_requests_are_cut_off() {
 fn t12_another_protocol_on_the_port() {
     let world = World::new();
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
-    for bytes in [&hello[..], b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 6379"] {
+    for bytes in [&hello[..], b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 6379", b"ECHO a\0b"] {
         if !target_is_plain() {
             world.refused(bytes);
         }
