@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use super::{Args, Class, ConnNeed, KeySpec, Keys, Row};
+use super::{Args, Class, ConnNeed, Flags, KeySpec, Keys, Row};
 
 /// What a marked argument is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,8 +212,32 @@ pub fn refusal(row: &Row, args: &Args<'_>) -> Option<String> {
             "ERR unknown subcommand '{}' - try `JSON.DEBUG HELP`",
             String::from_utf8_lossy(args.at(1)).escape_default()
         )),
+        _ if row.flags.has(Flags::MODULE) => module_refusal(row, args),
         _ => None,
     }
+}
+
+/// Calls that are known to bring a server down, for all its tenants, or to leave its replies out of step: they come no further than here.
+/// (RedisBloom 2.8: CF.RESERVE ends the server on an option without its value, TOPK.INCRBY answers fewer elements than it announces
+/// after a bad increment. RedisTimeSeries 1.12: TS.INCRBY, TS.DECRBY and TS.CREATERULE read past the last argument.)
+fn module_refusal(row: &Row, args: &Args<'_>) -> Option<String> {
+    let last = args.at(args.len() - 1);
+    let refused = match row.name {
+        "CF.RESERVE" => ["BUCKETSIZE", "MAXITERATIONS", "EXPANSION"].iter().any(|word| is(last, word)),
+        "TS.INCRBY" | "TS.DECRBY" | "TS.ADD" | "TS.CREATE" | "TS.ALTER" => {
+            ["TIMESTAMP", "RETENTION", "ENCODING", "CHUNK_SIZE", "DUPLICATE_POLICY", "ON_DUPLICATE"]
+                .iter()
+                .any(|word| is(last, word))
+        }
+        "TS.CREATERULE" => args.len() < 6,
+        "TOPK.INCRBY" => {
+            let number = |i| std::str::from_utf8(args.at(i)).ok().and_then(|text| text.parse::<u32>().ok());
+            !args.len().is_multiple_of(2)
+                || (3..args.len()).step_by(2).any(|i| number(i).is_none_or(|n| n == 0 || n > 100_000))
+        }
+        _ => false,
+    };
+    refused.then(|| row.arity_error())
 }
 
 /// Whether the command may make its connection wait.
@@ -418,6 +442,31 @@ mod tests {
         marks("XREAD NOACK STREAMS +a 0");
         marks("XREAD NOACK +STREAMS");
         marks("XREAD COUNT 1 +STREAMS");
+    }
+
+    #[test]
+    fn calls_that_end_a_server_come_no_further() {
+        let refused = |line: &str| {
+            let owned = Owned::new(&line.split(' ').collect::<Vec<_>>());
+            refusal(row(&owned.args()), &owned.args())
+        };
+        for line in [
+            "CF.RESERVE c 1000 EXPANSION",
+            "TS.INCRBY c 5 1000 timestamp",
+            "TS.CREATERULE t u AGGREGATION avg",
+            "TOPK.INCRBY t a x b 2",
+            "TOPK.INCRBY t a 1 b",
+        ] {
+            assert!(refused(line).is_some(), "{line}");
+        }
+        for line in [
+            "CF.RESERVE c 1000 EXPANSION 2",
+            "TS.INCRBY c 5 TIMESTAMP 7",
+            "TS.CREATERULE t u AGGREGATION avg 10",
+            "TOPK.INCRBY t a 1 b 2",
+        ] {
+            assert_eq!(refused(line), None, "{line}");
+        }
     }
 
     #[test]

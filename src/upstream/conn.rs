@@ -45,7 +45,7 @@ const ERROR_LINE: usize = 8 * 1024;
 /// A client that catches up within this is not slow.
 const CATCH_UP: Duration = Duration::from_millis(5);
 /// How long slow clients may keep those waiting whose requests are behind theirs, all together, beyond [`PACE`].
-const PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(100);
 /// A client that reads at least this many bytes per millisecond is not slow.
 const PACE: u64 = 64 * 1024;
 /// How often it is looked whether others wait.
@@ -426,13 +426,19 @@ impl Conn {
     /// reads slower than [`PACE`] is not waited for beyond [`PATIENCE`] on their behalf: its output grows to its limit instead. With nobody
     /// behind it, it has all the time it takes.
     async fn wait_for(&self, client: &Rc<Downstream>) {
+        let others = || {
+            let waiters = self.waiters.borrow();
+            waiters.iter().any(|w| w.client.as_ref().is_some_and(|c| !Rc::ptr_eq(c, client)))
+        };
+        if self.patience.get().is_zero() && others() {
+            return;
+        }
         self.paused.set(true);
         let drained = |deadline| tokio::time::timeout_at(deadline, poll_fn(|cx| client.poll_drained(cx)));
         if drained(Instant::now() + CATCH_UP).await.is_err() {
             self.retired.set(true);
             loop {
-                let others =
-                    self.waiters.borrow().iter().any(|w| w.client.as_ref().is_some_and(|c| !Rc::ptr_eq(c, client)));
+                let others = others();
                 if others && self.patience.get().is_zero() {
                     break;
                 }
