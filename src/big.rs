@@ -28,7 +28,7 @@ use crate::{
     session::{Flow, HELD, Session, Until},
     tenant::Tenant,
     transaction,
-    upstream::{Conn, Owed},
+    upstream::{Conn, Owed, What},
 };
 
 /// Most bytes held of a request whose names can only be found when all of it is there.
@@ -260,7 +260,7 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
                 (true, false) => Owed::Raw,
                 (false, false) => proxy::owed(s, row, &Args::new(&[], &[])),
             };
-            conn.expect(&s.down, owed, false);
+            conn.expect(&s.down, owed, false, What::NOTHING);
             if s.tx.is_some() {
                 let rule = proxy::rule(s, row, &Args::new(&[], &[]));
                 transaction::queued(s, rule);

@@ -43,5 +43,6 @@ pub mod error;
 pub mod fuzz;
 pub mod glob;
 pub mod net;
+pub mod slowlog;
 pub mod tenant;
 pub mod walk;

@@ -6,6 +6,7 @@ mod client;
 pub mod command_docs;
 mod config;
 pub mod info;
+mod slowlog;
 
 use crate::{
     command::{self, Args, Categories, Lookup, Row},
@@ -83,6 +84,7 @@ fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
         "ECHO" => Value::bulk(args.at(1)),
         "ROLE" => Value::Array(vec![Value::bulk("master"), Value::Int(0), Value::Array(Vec::new())]),
         "LASTSAVE" => Value::Int(info::unix_time(s.worker.shared.started)),
+        "SLOWLOG GET" | "SLOWLOG LEN" | "SLOWLOG RESET" | "SLOWLOG HELP" => slowlog::answer(s, row, args),
         "CONFIG GET" => config::get(s, args),
         "ACL WHOAMI" => Value::bulk(&s.tenant.name),
         "ACL CAT" => acl_cat(args),

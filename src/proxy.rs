@@ -18,7 +18,7 @@ use crate::{
     session::{Flow, Session, Until},
     tenant::{Tenant, limits::Bucket},
     transaction,
-    upstream::{Kind, Owed},
+    upstream::{Kind, Owed, What},
 };
 
 /// Longest that a client may ask to block, added to which `socket_timeout` gives the deadline of the wait; 0 waits for ever.
@@ -289,6 +289,7 @@ pub fn send(
     let mut marks = s.worker.marks.borrow_mut();
     conn.send(|out| rewrite::request(row, frame, spans, &s.namespace(), &mut marks, out))
         .map_err(|rewrite::TooLong| "ERR string exceeds maximum allowed size (proto-max-bulk-len)".to_owned())?;
-    conn.expect(&s.down, owed, patient);
+    let what = What { row: row.index, argc: u32::try_from(spans.len()).unwrap_or(u32::MAX) };
+    conn.expect(&s.down, owed, patient, what);
     Ok(())
 }

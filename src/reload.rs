@@ -166,6 +166,7 @@ impl Reload {
         }
         config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
         self.shared.limits.store(Arc::new(server::client_limits(&config)));
+        self.shared.slowlog.set(config.admin.slowlog_threshold, config.admin.slowlog_length);
         self.shared.directory.store(Arc::new(directory));
         self.sites.look_after(&self.shared);
         let ended = self.end_sessions();

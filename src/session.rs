@@ -43,7 +43,7 @@ use crate::{
     scoped,
     tenant::Tenant,
     transaction::Tx,
-    upstream::{Conn, Key, Kind, Owed, Site, control::Facts},
+    upstream::{Conn, Key, Kind, Owed, Site, What, control::Facts},
     worker::{ClientLimits, Reach, Worker},
 };
 
@@ -129,6 +129,8 @@ pub struct Session {
     /// The tenant's upstream, as this worker reaches it.
     pub reach: Rc<Reach>,
     facts: RefCell<Cache<FactsOf, Arc<Facts>>>,
+    /// Milliseconds of the worker's clock at which it connected.
+    connected_at: u64,
     /// Limits of every client, as of its connecting.
     limits: ClientLimits,
     /// It has a tenant.
@@ -236,6 +238,10 @@ impl Session {
             facts: RefCell::new(Cache::new(FactsOf(Arc::clone(&tenant.site)))),
             tenant,
             limits: **worker.shared.limits.load(),
+            connected_at: {
+                worker.clock.look();
+                worker.clock.micros() / 1000
+            },
             logged_in: false,
             listener_tenant: None,
             paid: false,
@@ -444,9 +450,9 @@ impl Session {
     /// Uses whole requests from the start of `buf`: how many bytes, and why it stopped.
     fn process(&mut self, buf: &[u8]) -> (usize, Step) {
         let mut at = 0;
-        self.client
-            .active
-            .store(u64::try_from(self.client.since.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.worker.clock.look();
+        let active = self.worker.clock.micros() / 1000;
+        self.client.active.store(active.saturating_sub(self.connected_at), Ordering::Relaxed);
         let (used, step) = loop {
             // A MULTI … EXEC block goes out whole or not at all.
             if !self.tx.as_ref().is_some_and(|tx| tx.block)
@@ -815,7 +821,7 @@ impl Session {
             self.down.append(|out| out.extend_from_slice(bytes));
         } else if let Some(conn) = self.own.as_ref().map(Pinned::conn).or(self.lane.as_ref()) {
             self.down.wait_with(bytes.len());
-            conn.expect(&self.down, Owed::Local(Bytes::copy_from_slice(bytes)), false);
+            conn.expect(&self.down, Owed::Local(Bytes::copy_from_slice(bytes)), false, What::NOTHING);
         }
     }
 

@@ -23,7 +23,7 @@ use crate::{
         reply::{Exec, Rule, Unprefix},
     },
     session::{Flow, Session, Until},
-    upstream::Owed,
+    upstream::{Owed, What},
 };
 
 /// Most commands of a block; a longer transaction gets a connection of its own.
@@ -217,7 +217,7 @@ fn discard_with(s: &mut Session, verdict: &Value) -> Flow {
     };
     conn.send(|out| out.extend_from_slice(b"*1\r\n$7\r\nDISCARD\r\n"));
     let owed = if s.muted() { Owed::Dropped } else { Owed::Instead(Bytes::from(verdict.to_bytes(s.proto))) };
-    conn.expect(&s.down, owed, false);
+    conn.expect(&s.down, owed, false, What::NOTHING);
     Flow::Next
 }
 
@@ -240,7 +240,7 @@ fn send_placeholder(s: &mut Session, frame: &[u8]) -> Result<(), String> {
         return Err(UpstreamError::Lost.to_line());
     }
     conn.send(|out| out.extend_from_slice(frame));
-    conn.expect(&s.down, owed, false);
+    conn.expect(&s.down, owed, false, What::NOTHING);
     Ok(())
 }
 
@@ -356,7 +356,7 @@ fn exec(s: &mut Session) -> Flow {
         s.select_on_commit = tx.select;
         Owed::Rewritten(Box::new(Unprefix::exec(Exec { rules: tx.rules }, Rc::clone(&s.prefix))))
     };
-    conn.expect(&s.down, owed, false);
+    conn.expect(&s.down, owed, false, What::NOTHING);
     Flow::Next
 }
 

@@ -29,7 +29,7 @@ use tokio::{
     time::Instant,
 };
 
-pub use conn::{Conn, Owed};
+pub use conn::{Conn, Owed, What};
 use control::Facts;
 pub use wall::Kind;
 use wall::{Holes, Login, Wall};
@@ -40,6 +40,7 @@ use crate::{
     error::UpstreamError,
     net::{self, ReadHalf, WriteHalf},
     resp::{self, Proto, reply::Scanner},
+    slowlog::SlowLog,
 };
 
 /// Length of one tick of a worker's clock: how exact deadlines are.
@@ -63,20 +64,40 @@ pub fn ticks(d: Duration) -> u32 {
 }
 
 /// A worker's coarse clock: one timer for every deadline on it.
-#[derive(Debug, Default)]
-pub struct Clock(Cell<u32>);
+#[derive(Debug)]
+pub struct Clock {
+    tick: Cell<u32>,
+    start: Instant,
+    micros: Cell<u64>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { tick: Cell::new(0), start: Instant::now(), micros: Cell::new(0) }
+    }
+}
 
 impl Clock {
     /// The tick at hand.
     pub fn now(&self) -> u32 {
-        self.0.get()
+        self.tick.get()
+    }
+
+    /// Looks at the exact time, once for everything that happens in one turn.
+    pub fn look(&self) {
+        self.micros.set(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Microseconds, as of the last look.
+    pub fn micros(&self) -> u64 {
+        self.micros.get()
     }
 
     /// One [`TICK`] has passed.
     pub fn advance(&self) {
         // conn::NEVER is not a time.
-        let next = self.0.get().wrapping_add(1);
-        self.0.set(if next == conn::NEVER { 0 } else { next });
+        let next = self.tick.get().wrapping_add(1);
+        self.tick.set(if next == conn::NEVER { 0 } else { next });
     }
 }
 
@@ -379,6 +400,8 @@ pub struct Env {
     pub clock: Rc<Clock>,
     /// The worker's spare buffers.
     pub spares: Rc<Spares>,
+    /// Slow commands.
+    pub slowlog: Arc<SlowLog>,
     /// Back-off.
     pub health: Health,
     /// Connects in flight.
@@ -398,9 +421,16 @@ pub struct Pool {
 
 impl Pool {
     /// No connection is opened before it is asked for.
-    pub fn new(site: Arc<Site>, scratch: Rc<RefCell<Vec<u8>>>, clock: Rc<Clock>, spares: Rc<Spares>) -> Self {
+    pub fn new(
+        site: Arc<Site>,
+        slowlog: Arc<SlowLog>,
+        scratch: Rc<RefCell<Vec<u8>>>,
+        clock: Rc<Clock>,
+        spares: Rc<Spares>,
+    ) -> Self {
         let env = Rc::new(Env {
             site,
+            slowlog,
             scratch,
             clock,
             spares,

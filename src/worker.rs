@@ -13,6 +13,7 @@ use crate::{
     directory::Directory,
     downstream::{Downstream, Spares},
     scoped::Flushes,
+    slowlog::SlowLog,
     tenant::{Tenant, throttle::Throttle},
     upstream::{Clock, Logins, Pool, Site, TICK, control::Control},
 };
@@ -46,6 +47,8 @@ pub struct Shared {
     pub throttle: Throttle,
     /// Tenants that came to be by logging in to the upstream.
     pub newcomers: DashMap<String, Arc<Tenant>>,
+    /// Slow commands of all tenants.
+    pub slowlog: Arc<SlowLog>,
     /// FLUSHDBs in progress.
     pub flushes: Flushes,
     /// When this process began to serve.
@@ -131,7 +134,7 @@ impl Worker {
         let (scratch, clock, spares) = (Rc::clone(&self.scratch), Rc::clone(&self.clock), Rc::clone(&self.spares));
         let reach = Rc::new(Reach {
             site: Arc::clone(site),
-            pool: Pool::new(Arc::clone(site), scratch, clock, spares),
+            pool: Pool::new(Arc::clone(site), Arc::clone(&self.shared.slowlog), scratch, clock, spares),
             control: Control::new(site.target.clone()),
         });
         reaches.push(Rc::clone(&reach));

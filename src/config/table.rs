@@ -130,8 +130,8 @@ pub static SETTINGS: &[Setting] = &[
     later("tls.client_ca_file", Text, r#""""#, "Certificate authority of client certificates."),
     later("tls.client_auth", Choice(&["off", "optional", "required"]), r#""off""#, "Whether a client shows a certificate."),
     restart("admin.listen", Text, r#""127.0.0.1:9180""#, "Metrics, health and status; empty: off. Accepted, nothing listens there yet."),
-    row("admin.slowlog_threshold", Duration(0), r#""10ms""#, "Requests slower than this are kept. Accepted, no effect yet."),
-    row("admin.slowlog_length", Int(0, 1_000_000), "128", "How many are kept. Accepted, no effect yet."),
+    row("admin.slowlog_threshold", Duration(0), r#""10ms""#, "SLOWLOG keeps commands whose clients waited this long or longer."),
+    row("admin.slowlog_length", Int(0, 1_000_000), "128", "How many it keeps of each tenant."),
     row("log.level", Choice(&["off", "error", "warn", "info", "debug", "trace"]), r#""info""#, "The least grave messages that are written."),
     row("log.format", Choice(&["text", "json"]), r#""text""#, "One line of text, or one JSON object, a message."),
 ];

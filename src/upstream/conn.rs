@@ -77,6 +77,23 @@ struct Waiter {
     count: u32,
     /// Tick of the worker's clock at which it began to wait.
     since: u32,
+    /// The same in microseconds.
+    sent: u64,
+    what: What,
+}
+
+/// Which command a reply answers, for the slow log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct What {
+    /// Index of its row.
+    pub row: u16,
+    /// How many arguments it had.
+    pub argc: u32,
+}
+
+impl What {
+    /// Nothing that anybody wants to hear of.
+    pub const NOTHING: Self = Self { row: u16::MAX, argc: 0 };
 }
 
 /// Where the reader stands in the reply at hand.
@@ -233,7 +250,7 @@ impl Conn {
     }
 
     /// The next reply not yet spoken for is `owed` to `client`. `patient`: no deadline.
-    pub fn expect(&self, client: &Rc<Downstream>, owed: Owed, patient: bool) {
+    pub fn expect(&self, client: &Rc<Downstream>, owed: Owed, patient: bool, what: What) {
         client.expect(1);
         let now = self.env.clock.now();
         self.used.set(now);
@@ -242,12 +259,14 @@ impl Conn {
         if let (Owed::Raw, Some(last)) = (&owed, waiters.back_mut())
             && matches!(last.owed, Owed::Raw)
             && last.since == since
+            && last.what.row == what.row
             && last.client.as_ref().is_some_and(|c| Rc::ptr_eq(c, client))
         {
             last.count += 1;
             return;
         }
-        waiters.push_back(Waiter { client: Some(Rc::clone(client)), owed, count: 1, since });
+        let sent = self.env.clock.micros();
+        waiters.push_back(Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what });
     }
 
     /// A request of keyfence's own whose reply is dropped.
@@ -258,6 +277,8 @@ impl Conn {
             owed: Owed::Dropped,
             count: 1,
             since: self.env.clock.now(),
+            sent: self.env.clock.micros(),
+            what: What::NOTHING,
         });
     }
 
@@ -387,6 +408,7 @@ impl Conn {
                 scratch[..held].copy_from_slice(&rest);
                 let buf = &scratch[..held + n];
                 self.progress.set(self.env.clock.now());
+                self.env.clock.look();
                 let used = match self.deliver(buf, &mut written) {
                     Ok(used) => used,
                     Err(error) => return Poll::Ready(Err(error.to_owned())),
@@ -493,6 +515,7 @@ impl Conn {
                     at = passed.at;
                     waiter.count -= passed.done;
                     settle(waiter.client.as_ref(), passed.done);
+                    self.note_slow(waiter, passed.done);
                     if passed.malformed {
                         return Err(MALFORMED);
                     }
@@ -549,7 +572,17 @@ impl Conn {
             if !finished {
                 return Ok(at);
             }
+            if matches!(waiter.owed, Owed::Rewritten(_) | Owed::Instead(_)) {
+                self.note_slow(waiter, 1);
+            }
             waiters.pop_front();
+        }
+    }
+
+    fn note_slow(&self, waiter: &Waiter, times: u32) {
+        let took = Duration::from_micros(self.env.clock.micros().saturating_sub(waiter.sent));
+        if waiter.since != NEVER && waiter.what != What::NOTHING && times > 0 && self.env.slowlog.is_slow(took) {
+            (0..times).for_each(|_| self.env.slowlog.push(self.key.tenant, took, waiter.what.row, waiter.what.argc));
         }
     }
 
