@@ -106,7 +106,7 @@ pub static SETTINGS: &[Setting] = &[
     row("tenants.*.upstream", Text, r#""default""#, "The upstream it lives on: `default`, which is `[upstream]`, or a name of `[upstreams]`."),
     row("tenants.*.db", DB, "0", "Its first database."),
     row("tenants.*.databases", Int(1, 65_536), "1", "How many databases SELECT may reach, from `db` upward."),
-    row("tenants.*.listen", Texts, "[]", "Addresses where a connection is this tenant without a login."),
+    restart("tenants.*.listen", Texts, "[]", "Addresses where a connection is this tenant without a login."),
     later("tenants.*.tls_identities", Texts, "[]", "Names in a client certificate, or SNI names, that are this tenant."),
     row("tenants.*.commands.allow", Texts, "[]", "The only commands it may run: names, `config|get`, `@category`; empty: all that are served."),
     row("tenants.*.commands.deny", Texts, "[]", "Commands it may not run, in the same words; goes before `allow`."),
@@ -132,8 +132,8 @@ pub static SETTINGS: &[Setting] = &[
     restart("admin.listen", Text, r#""127.0.0.1:9180""#, "Metrics, health and status; empty: off. Accepted, nothing listens there yet."),
     row("admin.slowlog_threshold", Duration(0), r#""10ms""#, "SLOWLOG keeps commands whose clients waited this long or longer."),
     row("admin.slowlog_length", Int(0, 1_000_000), "128", "How many it keeps of each tenant."),
-    row("log.level", Choice(&["off", "error", "warn", "info", "debug", "trace"]), r#""info""#, "The least grave messages that are written."),
-    row("log.format", Choice(&["text", "json"]), r#""text""#, "One line of text, or one JSON object, a message."),
+    restart("log.level", Choice(&["off", "error", "warn", "info", "debug", "trace"]), r#""info""#, "The least grave messages that are written."),
+    restart("log.format", Choice(&["text", "json"]), r#""text""#, "One line of text, or one JSON object, a message."),
 ];
 
 /// A path as one text: its parts with dots between, those that are more than a bare key in quotes, as TOML writes them.
