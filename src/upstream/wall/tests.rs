@@ -332,17 +332,9 @@ async fn attacks_are_refused() {
                 if e.details().is_some_and(|d| d.contains("command not allowed") || d.starts_with("unknown command") || d.starts_with("Unknown subcommand") || d.starts_with("unknown subcommand")));
             assert!(refused(&reply) || absent, "{binary}: {attack}: {reply:?}");
         }
-        for usual in [
-            "PING",
-            "SELECT 0",
-            "SET acme:k v",
-            "GET acme:k",
-            "MULTI",
-            "GET acme:k",
-            "EXEC",
-            "LPUSH acme:q 1",
-            "BLPOP acme:q 1",
-        ] {
+        for usual in
+            ["PING", "SET acme:k v", "GET acme:k", "MULTI", "GET acme:k", "EXEC", "LPUSH acme:q 1", "BLPOP acme:q 1"]
+        {
             let reply = say(&mut data, usual).await;
             assert!(!matches!(reply, Value::ServerError(_)), "{binary}: {usual}: {reply:?}");
         }
@@ -874,7 +866,7 @@ fn rules_never_name_what_reaches_past_a_prefix() {
                     && has("&t:*")
                     && has("+get")
                     && has("+object|encoding")
-                    && has("+select|0")
+                    && !rules.iter().any(|r| r.starts_with(b"+select"))
             );
             for rule in rules.iter().map(|r| std::str::from_utf8(r).unwrap()) {
                 let word = rule.trim_start_matches('+');
