@@ -118,7 +118,6 @@ pub fn own_error(line: &[u8]) -> Option<Cow<'_, [u8]>> {
         ));
     }
     if begins(b"-NOPERM") {
-        tracing::warn!("the upstream's ACL refused a command that keyfence let pass");
         return Some(Cow::Borrowed(b"-NOPERM the upstream does not permit this command or one of its keys"));
     }
     if begins(b"-MOVED ") || begins(b"-ASK ") || begins(b"-REDIRECT ") {

@@ -102,8 +102,23 @@ struct Reading {
     scanner: Scanner,
     /// The scanner is in a push frame, which answers nobody.
     push: bool,
+    /// Commands that the upstream's ACL refused.
+    refusals: u64,
     /// The reply at hand has begun; where its first byte stands in its client's output.
     begun: Option<u64>,
+}
+
+impl Reading {
+    /// An ACL that refuses what keyfence let pass means that one of the two is wrong. Said the first time, and ever more seldom: a client
+    /// may be able to bring it about.
+    fn note_refusal(&mut self, line: &[u8]) {
+        if line.starts_with(b"-NOPERM") {
+            self.refusals += 1;
+            if self.refusals.is_power_of_two() {
+                tracing::warn!(times = self.refusals, "the upstream's ACL refused a command that keyfence let pass");
+            }
+        }
+    }
 }
 
 /// See the module.
@@ -688,6 +703,7 @@ fn raw(
                     None if line.len() < ERROR_LINE => break,
                     Some(end) => {
                         if let Some(own) = line[..end].strip_suffix(b"\r").and_then(own_error) {
+                            reading.note_refusal(line);
                             pass(client, &buf[from..at], written);
                             pass(client, &own, written);
                             pass(client, b"\r\n", written);
