@@ -1,0 +1,253 @@
+//! What a session is at the moment, and what the path of a command does with it: its connections, its tenant, its answers.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{Arc, PoisonError, atomic::Ordering},
+};
+
+use arc_swap::Cache;
+use bytes::Bytes;
+
+use super::{FactsOf, Flow, Replies, Session};
+use crate::{
+    command::{Row, Span},
+    error::UpstreamError,
+    login::Login,
+    resp::{Value, request::Progress},
+    rewrite::Namespace,
+    tenant::Tenant,
+    upstream::{Conn, Key, Kind, Owed, What, control::Facts},
+};
+
+/// A dedicated connection in the hands of a session.
+#[derive(Debug)]
+pub struct Pinned {
+    conn: Rc<Conn>,
+    tenant: Arc<Tenant>,
+}
+
+impl Pinned {
+    /// The connection.
+    pub fn conn(&self) -> &Rc<Conn> {
+        &self.conn
+    }
+}
+
+impl std::ops::Deref for Pinned {
+    type Target = Conn;
+    fn deref(&self) -> &Conn {
+        &self.conn
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Session {
+    /// The namespace requests are rewritten into.
+    pub fn namespace(&self) -> Namespace<'_> {
+        Namespace { prefix: &self.prefix, db_base: self.tenant.db_base, databases: self.tenant.databases }
+    }
+
+    /// The pool its connections come from.
+    pub fn key(&self) -> Key {
+        Key { kind: Kind::Data, tenant: self.tenant.id, db: self.tenant.db_base + self.db, proto: self.proto }
+    }
+
+    /// Whether the reply to the command at hand is not wanted, however late it comes.
+    pub fn muted(&self) -> bool {
+        self.mute
+    }
+
+    /// The next command is at hand, maybe once more.
+    pub fn begin_command(&mut self) {
+        self.mute = !matches!(self.replies, Replies::On);
+    }
+
+    /// The command at hand is done with, but for its reply.
+    pub fn end_command(&mut self) {
+        self.paid = false;
+        self.replies = match self.replies {
+            Replies::Skip => Replies::SkipOne,
+            Replies::SkipOne => Replies::On,
+            other => other,
+        };
+    }
+
+    /// CLIENT REPLY as it is.
+    pub fn replies(&self) -> Replies {
+        self.replies
+    }
+
+    /// CLIENT REPLY, from the command at hand on.
+    pub fn set_replies(&mut self, mode: Replies) {
+        self.replies = mode;
+        self.begin_command();
+    }
+
+    /// The connection requests go to now.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when there is none to be had.
+    pub fn conn(&mut self) -> Result<Rc<Conn>, UpstreamError> {
+        if let Some(own) = &self.own {
+            return Ok(Rc::clone(own.conn()));
+        }
+        let key = self.key();
+        if let Some(lane) = &self.lane
+            && lane.key == key
+            && !lane.dead()
+            && (!lane.retired() || self.down.in_flight() > 0)
+        {
+            return Ok(Rc::clone(lane));
+        }
+        let turn = usize::try_from(self.client.id).unwrap_or_default();
+        let lane = self.reach.pool.shared(key, turn)?;
+        self.lane = Some(Rc::clone(&lane));
+        Ok(lane)
+    }
+
+    /// Takes a dedicated connection; nothing may be in flight.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when there is none to be had.
+    pub fn pin(&mut self) -> Result<(), UpstreamError> {
+        debug_assert_eq!(self.down.in_flight(), 0);
+        if self.own.is_none() {
+            // The other user may do all that the first may, and what a transaction may need besides.
+            let kind = if self.reach.site.holes.load().is_some() { Kind::Sort } else { Kind::Data };
+            self.own = Some(self.dedicated(kind)?);
+        }
+        Ok(())
+    }
+
+    /// A dedicated connection of the tenant's, which may have a share of them all and no more (isolation.md L6).
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when there is none to be had.
+    fn dedicated(&self, kind: Kind) -> Result<Pinned, UpstreamError> {
+        let share = self.reach.site.dedicated_share();
+        if self.tenant.pins.fetch_add(1, Ordering::Relaxed) >= share {
+            self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
+            return Err(UpstreamError::Busy(format!(
+                "{share} connections of this tenant's own are in use; see max_connections"
+            )));
+        }
+        let conn = self.reach.pool.dedicated(Key { kind, ..self.key() });
+        match conn {
+            Ok(conn) => Ok(Pinned { conn, tenant: Arc::clone(&self.tenant) }),
+            Err(error) => {
+                self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the dedicated connection back once no state and no reply needs it.
+    pub fn unpin_when_done(&mut self) {
+        if self.own.is_none() || self.tx.is_some() || self.watching {
+            return;
+        }
+        if self.few_in_flight(0)
+            && let Some(own) = self.own.take()
+        {
+            self.reach.pool.release(Rc::clone(own.conn()));
+        }
+    }
+
+    /// What is known of the tenant's upstream.
+    pub fn facts<R>(&self, read: impl FnOnce(&Facts) -> R) -> R {
+        read(self.facts.borrow_mut().load())
+    }
+
+    /// Takes note of what it logged in with, where a reload finds it.
+    pub fn set_login(&self, login: Option<Login>) {
+        *self.client.login.lock().unwrap_or_else(PoisonError::into_inner) = login;
+    }
+
+    /// Has no tenant any more, as before login; nothing is in flight and no state is left.
+    pub fn become_nobody(&mut self) {
+        let nobody = Arc::clone(&self.worker.shared.directory.load().nobody);
+        self.become_tenant(nobody, None);
+        self.logged_in = false;
+    }
+
+    /// Speaks for `tenant`, which has admitted it, from now on; nothing is in flight and no state of another tenant is left.
+    pub fn become_tenant(&mut self, tenant: Arc<Tenant>, login: Option<Login>) {
+        debug_assert!(self.own.is_none() && self.tx.is_none() && self.down.in_flight() == 0);
+        if self.logged_in {
+            self.tenant.leave();
+        }
+        self.client.tenant.store(tenant.id, Ordering::Relaxed);
+        self.prefix = Rc::from(&*tenant.prefix);
+        if !Arc::ptr_eq(&self.tenant.site, &tenant.site) {
+            self.reach = self.worker.reach(&tenant.site);
+            self.facts = RefCell::new(Cache::new(FactsOf(Arc::clone(&tenant.site))));
+        }
+        self.tenant = tenant;
+        self.logged_in = true;
+        self.set_login(login);
+        self.lane = None;
+        self.db = 0;
+        self.client.db.store(0, Ordering::Relaxed);
+    }
+
+    /// Answers from here, in order.
+    pub fn answer(&mut self, value: &Value) {
+        if !self.muted() {
+            self.answer_bytes(&value.to_bytes(self.proto));
+        }
+    }
+
+    /// Answers from here, in order, whatever CLIENT REPLY says.
+    pub fn answer_bytes(&mut self, bytes: &[u8]) {
+        self.cost += bytes.len() as u64 / 64;
+        if self.down.in_flight() == 0 {
+            self.down.append(|out| out.extend_from_slice(bytes));
+        } else if let Some(conn) = self.own.as_ref().map(Pinned::conn).or(self.lane.as_ref()) {
+            self.down.wait_with(bytes.len());
+            conn.expect(&self.down, Owed::Local(Bytes::copy_from_slice(bytes)), false, What::NOTHING);
+        }
+    }
+
+    /// Bytes written to the client since this was last asked.
+    pub fn uncharged(&mut self) -> u64 {
+        let written = self.down.written();
+        written - std::mem::replace(&mut self.charged, written)
+    }
+
+    /// Refuses the command at hand: an open transaction cannot be carried out any more.
+    pub fn refuse(&mut self, text: impl Into<Vec<u8>>) -> Flow {
+        if let Some(tx) = &mut self.tx {
+            tx.dirty = true;
+        }
+        self.answer(&Value::error(text));
+        Flow::Next
+    }
+
+    /// The error of a tenant that may not do this, in Redis's words.
+    pub fn no_permission(&mut self, row: &Row) -> Flow {
+        let text =
+            format!("NOPERM User {} has no permissions to run the '{}' command", self.tenant.name, row.lower_name());
+        self.refuse(text)
+    }
+
+    /// What is held, from the request at hand on, with what has been parsed of it; for [`big`].
+    pub(crate) fn take_partial(&mut self) -> (Vec<u8>, Vec<Span>, Progress) {
+        let mut held = std::mem::take(&mut self.held);
+        held.drain(..std::mem::take(&mut self.held_at));
+        (held, std::mem::take(&mut self.spans), std::mem::take(&mut self.progress))
+    }
+
+    /// Gives back what [`Session::take_partial`] took and was not used.
+    pub(crate) fn give_back(&mut self, mut rest: Vec<u8>) {
+        // What was read ahead meanwhile came later.
+        rest.extend_from_slice(&self.held[self.held_at..]);
+        self.held = rest;
+        self.held_at = 0;
+    }
+}
