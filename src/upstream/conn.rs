@@ -15,8 +15,6 @@
 
 mod read;
 
-use read::{PATIENCE, Reading};
-
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -30,12 +28,14 @@ use std::{
 use bytes::Bytes;
 use tokio::{task::AbortHandle, time::timeout};
 
+use read::{PATIENCE, Reading};
+
 use super::{Env, Key};
 use crate::{
     downstream::Downstream,
     error::UpstreamError,
     net::WriteHalf,
-    resp::{self},
+    resp,
     rewrite::reply::Unprefix,
 };
 
