@@ -162,10 +162,11 @@ fn without_tests(code: &str) -> (String, Vec<String>) {
 fn named(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
-        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+        let (before, rest) = code.split_at(at);
+        if before.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
             continue;
         }
-        let rest = &code[at + "crate::".len()..];
+        let rest = rest.trim_start_matches("crate::");
         if let Some(list) = rest.strip_prefix('{') {
             let mut depth = 0_u32;
             let mut item = String::new();

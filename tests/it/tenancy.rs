@@ -2,9 +2,15 @@
 //!
 //! Every attack is made twice, without the second wall (so that the rewriting is seen to hold alone) and with it.
 mod arguments;
+mod auth;
 mod enumeration;
 mod limits;
+mod prefixes;
+mod refused;
 mod reload;
+mod replies;
+mod starvation;
+mod state;
 mod wall;
 
 use crate::support::keyspace::{Keyspace, dump};
