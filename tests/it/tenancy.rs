@@ -11,6 +11,7 @@ mod reload;
 mod replies;
 mod starvation;
 mod state;
+mod torture;
 mod wall;
 
 use crate::support::keyspace::{Keyspace, dump};

@@ -140,7 +140,6 @@ fn administration() {
         "MEMORY MALLOC-STATS",
         "MEMORY PURGE",
         "SWAPDB 0 1",
-        "ROLE",
         "ASKING",
         "READONLY",
         "READWRITE",

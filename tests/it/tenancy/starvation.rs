@@ -11,7 +11,7 @@ fn t7_refusals_are_answered_in_their_place() {
         words("CONFIG SET x y"),
         words("GET b:s"),
         words("NOSUCH"),
-        words("AUTH a"),
+        words("GET"),
         words("KEYS s"),
         words("GET s"),
     ]
