@@ -15,7 +15,7 @@ pub(crate) const PREFIX: &str = "keyfence:";
 pub(crate) struct Fence {
     process: Option<Process>,
     addr: SocketAddr,
-    _config: Option<NamedTempFile>,
+    config: Option<NamedTempFile>,
 }
 
 impl Fence {
@@ -28,11 +28,10 @@ impl Fence {
     /// are told apart by their table header in `config`; lines before the first header are top-level ones.
     pub(crate) fn start_at(upstream: SocketAddr, config: &str) -> Self {
         if target_is_plain() {
-            return Self { process: None, addr: upstream, _config: None };
+            return Self { process: None, addr: upstream, config: None };
         }
         let addr = free_addr();
-        let mut file = NamedTempFile::with_suffix(".toml").unwrap();
-        file.write_all(config.as_bytes()).unwrap();
+        let file = written(config);
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
         command
             .env_clear()
@@ -46,7 +45,46 @@ impl Fence {
             .stderr(Stdio::piped());
         let process = Process::start(&mut command, |child| child.stderr.take());
         process.wait_for_line(|line| line.contains("serving"));
-        Self { process: Some(process), addr, _config: Some(file) }
+        Self { process: Some(process), addr, config: Some(file) }
+    }
+
+    /// With tenants: `config` is the whole file but for `listen`, the upstream's address and what tests want of it. A plain server cannot
+    /// stand in for this one.
+    pub(crate) fn with_tenants(upstream: SocketAddr, config: &str) -> Self {
+        let addr = free_addr();
+        let file = written(config);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
+        command
+            .env_clear()
+            .arg("run")
+            .arg("--config")
+            .arg(file.path())
+            .args(["--listen", &addr.to_string(), "--upstream", &format!("redis://{upstream}"), "--admin", ""])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let process = Process::start(&mut command, |child| child.stderr.take());
+        process.wait_for_line(|line| line.contains("serving"));
+        Self { process: Some(process), addr, config: Some(file) }
+    }
+
+    /// Puts other settings in the place of the file, at once, and has them read with SIGHUP. Returns when a line with `said` has come that
+    /// was not there before.
+    pub(crate) fn reload(&self, config: &str, said: &str) {
+        let (process, file) = (self.process.as_ref().unwrap(), self.config.as_ref().unwrap());
+        let before = process.lines_with(said);
+        let next = file.path().with_extension("next");
+        std::fs::write(&next, config).unwrap();
+        std::fs::rename(&next, file.path()).unwrap();
+        process.signal("HUP");
+        process.wait_for_lines(before + 1, said);
+    }
+
+    /// SIGTERM, and how it ended.
+    pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
+        let process = self.process.as_mut().unwrap();
+        process.signal("TERM");
+        process.wait()
     }
 
     /// Where clients connect.
@@ -73,4 +111,10 @@ impl Fence {
     pub(crate) fn upstream_key(&self, key: impl AsRef<[u8]>) -> Vec<u8> {
         [self.prefix().as_bytes(), key.as_ref()].concat()
     }
+}
+
+fn written(config: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::with_suffix(".toml").unwrap();
+    file.write_all(config.as_bytes()).unwrap();
+    file
 }

@@ -52,6 +52,31 @@ impl Process {
         found(&log).unwrap_or_else(|| panic!("the line never came; output so far:\n{}", log.lines.join("\n")))
     }
 
+    /// How many lines with `text` in them there are.
+    pub(crate) fn lines_with(&self, text: &str) -> usize {
+        self.log.0.lock().unwrap().lines.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Waits until there are that many.
+    pub(crate) fn wait_for_lines(&self, count: usize, text: &str) {
+        let (lock, changed) = &*self.log;
+        let found = |log: &Log| log.lines.iter().filter(|line| line.contains(text)).count();
+        let log = lock.lock().unwrap();
+        let (log, _) = changed.wait_timeout_while(log, HANG, |log| found(log) < count && !log.ended).unwrap();
+        assert!(found(&log) >= count, "not {count} lines with {text:?}:\n{}", log.lines.join("\n"));
+    }
+
+    /// Sends it a signal, by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill -s {name}");
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
+    }
+
     /// Everything it has written so far.
     pub(crate) fn output(&self) -> String {
         self.log.0.lock().unwrap().lines.join("\n")

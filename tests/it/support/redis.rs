@@ -37,6 +37,15 @@ impl Redis {
         Client::connect(self.addr)
     }
 
+    /// Waits until this many of its clients are blocked.
+    pub(crate) fn wait_for_blocked(&self, count: usize) {
+        let mut client = self.client();
+        let wanted = format!("blocked_clients:{count}\r\n");
+        while !String::from_utf8_lossy(&client.call(&[b"INFO", b"clients"])).contains(&wanted) {
+            std::thread::yield_now();
+        }
+    }
+
     /// SIGKILL, so that nothing is told to anybody.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

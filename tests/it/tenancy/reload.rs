@@ -1,0 +1,150 @@
+//! Settings that change while tenants are connected.
+use super::{Speaker, TWO, World, login, words};
+use crate::support::wire::{bulk, show};
+use crate::support::{Fence, Redis};
+
+/// What the log says when new settings are in force, and when they are not.
+const DONE: &str = "settings reloaded";
+const FAILED: &str = "reload failed: the settings stay as they were";
+
+const WALL: &str = "[upstream]\nacl_wall = \"require\"\n";
+
+#[test]
+fn a_new_tenant_can_log_in() {
+    let world = World::new("require");
+    let mut b = world.tenant("b");
+    assert!(world.fence.client().call(&[b"AUTH", b"c", b"pc"]).starts_with(b"-WRONGPASS"));
+    world.fence.reload(&format!("{WALL}{TWO}[tenants.c]\npasswords = [\"pc\"]\n"), DONE);
+    let mut c = world.tenant("c");
+    assert_eq!(c.say("SET s c"), "+OK");
+    assert_eq!(c.say("KEYS *"), "*1|$1|s");
+    assert_eq!(world.upstream().say("GET c:s"), "$1|c");
+    assert_eq!(b.say("GET s"), "$6|victim");
+}
+
+#[test]
+fn a_tenant_taken_out_is_disconnected_and_nobody_else() {
+    let world = World::new("require");
+    let (mut idle, mut blocked, mut amid) = (world.tenant("a"), world.tenant("a"), world.tenant("a"));
+    let mut kept = [(); 3].map(|()| world.tenant("b"));
+    blocked.client().send(&words("BLPOP none 0"));
+    kept[0].client().send(&words("BLPOP none 0"));
+    assert_eq!(amid.say("MULTI"), "+OK");
+    assert_eq!(kept[1].say("WATCH s"), "+OK");
+    assert_eq!(kept[2].say("MULTI"), "+OK");
+    world.redis.wait_for_blocked(2);
+    world.fence.reload(&format!("{WALL}[tenants.b]\npasswords = [\"pb\"]\n"), DONE);
+    for gone in [&mut idle, &mut blocked, &mut amid] {
+        let rest = gone.client().read_to_end();
+        assert!(rest.is_empty() || rest.starts_with(b"-"), "{}", show(&rest));
+    }
+    assert!(world.fence.client().call(&[b"AUTH", b"a", b"pa"]).starts_with(b"-WRONGPASS"));
+    assert_eq!(kept[1].say("MULTI"), "+OK");
+    assert_eq!(kept[1].say("GET s"), "+QUEUED");
+    assert!(kept[1].client().call(&[b"EXEC"]).starts_with(b"*3\r\n"));
+    assert!(kept[2].client().call(&[b"EXEC"]).starts_with(b"*1\r\n"));
+    assert_eq!(world.tenant("b").say("RPUSH none v"), ":1");
+    assert_eq!(show(&kept[0].client().reply()), "*2\\r\\n$4\\r\\nnone\\r\\n$1\\r\\nv\\r\\n");
+    // Its keys are left.
+    assert_eq!(world.upstream().say("GET a:s"), "$8|attacker");
+}
+
+#[test]
+fn a_password_taken_out_ends_the_sessions_that_used_it() {
+    let redis = Redis::start();
+    let both = "[tenants.a]\npasswords = [\"one\", \"two\"]\n";
+    let fence = Fence::with_tenants(redis.addr(), both);
+    let (mut one, mut two) = (login(&fence, "a", "one"), login(&fence, "a", "two"));
+    let mut blocked = login(&fence, "a", "one");
+    blocked.send(&words("BLPOP q 0"));
+    redis.wait_for_blocked(1);
+    fence.reload("[tenants.a]\npasswords = [\"two\", \"three\"]\n", DONE);
+    assert!(one.read_to_end().is_empty());
+    assert!(blocked.read_to_end().is_empty());
+    assert_eq!(two.call(&[b"ECHO", b"still here"]), bulk("still here"));
+    assert!(fence.client().call(&[b"AUTH", b"a", b"one"]).starts_with(b"-WRONGPASS"));
+    assert_eq!(login(&fence, "a", "three").call(&[b"ECHO", b"new"]), bulk("new"));
+}
+
+#[test]
+fn limits_change_under_a_connection() {
+    let redis = Redis::start();
+    let with = |limits: &str| format!("[tenants.a]\npasswords = [\"pa\"]\nlimits = {{ {limits} }}\n");
+    let fence = Fence::with_tenants(redis.addr(), &with(""));
+    let mut a = Speaker::new(&fence, "a");
+    assert_eq!(a.say("SET k 0123456789"), "+OK");
+    fence.reload(&with("value_size = \"8B\""), DONE);
+    assert_eq!(a.say("SET k 0123456789"), "-ERR an argument of 10 bytes is over the limit of 8 bytes of tenant 'a'");
+    assert_eq!(a.say("SET k 01234567"), "+OK");
+    fence.reload(&with("connections = 1"), DONE);
+    assert_eq!(a.say("SET k 0123456789"), "+OK");
+    let refused = fence.client().call(&[b"AUTH", b"a", b"pa"]);
+    assert_eq!(show(&refused), "-ERR max number of clients of tenant \\'a\\' reached\\r\\n");
+    fence.reload(&with("connections = 2"), DONE);
+    let mut second = Speaker::new(&fence, "a");
+    assert_eq!(second.say("GET k"), "$10|0123456789");
+    // A rate, seen by one command of the two being refused; then none again.
+    fence.reload(&with("ops_per_second = 1, burst = 1"), DONE);
+    let replies = a.client().pipeline(&[words("GET k"), words("GET k"), words("GET k")].concat(), 3);
+    assert!(
+        replies.iter().any(|reply| reply.starts_with(b"-THROTTLED tenant 'a' is over its limit of 1 ops/s; retry in "))
+    );
+    fence.reload(&with(""), DONE);
+    for _ in 0..100 {
+        assert_eq!(a.say("GET k"), "$10|0123456789");
+        assert_eq!(second.say("GET k"), "$10|0123456789");
+    }
+}
+
+#[test]
+fn broken_settings_change_nothing() {
+    let world = World::new("require");
+    let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+    for broken in [
+        "[tenants.a\n",
+        "[tenants.a]\nprefix = \"b:x\"\n[tenants.b]\n",
+        "[tenants.a]\npasswords = [\"x\", \"x\"]\n",
+        "[tenants.a]\nprefix = \"\"\n[tenants.b]\n",
+        "[tenants.a]\nprefix = \"a*:\"\n",
+        "[tenants.a]\nupstream = \"nosuch\"\n",
+        "[tenants.a]\ncommands = { deny = [\"nosuch\"] }\n",
+        "[tenants.a]\nnosuch = 1\n",
+    ] {
+        world.fence.reload(broken, FAILED);
+        assert_eq!(a.say("GET s"), "$8|attacker");
+        assert_eq!(b.say("GET s"), "$6|victim");
+        assert_eq!(world.tenant("a").say("GET s"), "$8|attacker");
+    }
+}
+
+#[test]
+fn a_changed_prefix_is_another_tenant() {
+    let world = World::new("require");
+    let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+    let config = "[tenants.a]\nprefix = \"other:\"\npasswords = [\"pa\"]\n[tenants.b]\npasswords = [\"pb\"]\n";
+    world.fence.reload(&format!("{WALL}{config}"), DONE);
+    assert!(a.client().read_to_end().is_empty());
+    assert_eq!(b.say("GET s"), "$6|victim");
+    let mut a = world.tenant("a");
+    assert_eq!(a.say("KEYS *"), "*0");
+    assert_eq!(a.say("SET s new"), "+OK");
+    assert_eq!(world.upstream().say("GET other:s"), "$3|new");
+}
+
+#[test]
+fn a_thousand_tenants() {
+    let many = |from: usize| {
+        let tenants: Vec<String> =
+            (from..from + 1000).map(|i| format!("[tenants.t{i}]\npasswords = [\"pt{i}\"]\n")).collect();
+        format!("{WALL}{}", tenants.concat())
+    };
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), &many(0));
+    let mut speaker = Speaker::new(&fence, "t999");
+    assert_eq!(speaker.say("SET k v"), "+OK");
+    assert_eq!(Speaker::of(redis.client()).say("GET t999:k"), "$1|v");
+    fence.reload(&many(500), DONE);
+    assert_eq!(speaker.say("GET k"), "$1|v");
+    assert_eq!(Speaker::new(&fence, "t1499").say("SET k v"), "+OK");
+    assert!(fence.client().call(&[b"AUTH", b"t0", b"pt0"]).starts_with(b"-WRONGPASS"));
+}

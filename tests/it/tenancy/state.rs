@@ -1,0 +1,332 @@
+//! D: connection state, pooling, falling out of step.
+use super::{Speaker, TWO, World, attack, line, login, words};
+use crate::support::scripted::{Act, Scripted};
+use crate::support::wire::{bulk, command, show};
+use crate::support::{Client, Fence, Redis};
+
+#[test]
+fn d1_d2_clients_that_leave_before_their_replies() {
+    let world = World::new("require");
+    let mut b = world.tenant("b");
+    let mut pipeline: Vec<u8> = (0..100).flat_map(|i| words(&format!("SET s attacker{i}"))).collect();
+    pipeline.extend((0..100).flat_map(|_| words("GET s")));
+    for cut in (0..pipeline.len()).step_by(pipeline.len() / 40) {
+        let mut leaves = login(&world.fence, "a", "pa");
+        leaves.send(&pipeline[..cut]);
+        drop(leaves);
+        assert_eq!(b.say("GET s"), "$6|victim");
+        let mut a = world.tenant("a");
+        assert!(a.say("GET s").contains("attacker"));
+        assert_eq!(a.say("STRLEN x"), ":8");
+    }
+}
+
+#[test]
+fn d3_d5_one_tenants_upstream_trouble_is_its_own() {
+    let redis = Redis::start();
+    let scripted = Scripted::start(redis.addr(), |request| match request.get(1) {
+        Some(key) if key == b"a:hole" => Act::Silence,
+        Some(key) if key == b"a:close" => Act::Close(Vec::new()),
+        Some(key) if key == b"a:garbage" => Act::Reply(b"*zzz\r\n".to_vec()),
+        Some(key) if key == b"a:extra" => Act::ForwardAnd(b"$6\r\nvictim\r\n".to_vec()),
+        _ => Act::Forward,
+    });
+    let fence = Fence::with_tenants(scripted.addr(), &format!("[upstream]\nsocket_timeout = \"400ms\"\n{TWO}"));
+    let (mut a, mut b) = (login(&fence, "a", "pa"), Speaker::new(&fence, "b"));
+    assert_eq!(b.say("SET s victim"), "+OK");
+    for key in ["hole", "close", "garbage", "extra"] {
+        a.send(&command(&["GET", key]));
+        for _ in 0..20 {
+            assert_eq!(b.say("GET s"), "$6|victim", "{key}");
+        }
+        let reply = line(&a.reply());
+        assert!(reply.starts_with('-') || reply == "$-1", "{key}: {reply}");
+        // Errors of the upstream's end first, perhaps; never a reply that belongs to something else.
+        loop {
+            let reply = line(&a.call(&[b"STRLEN", b"none"]));
+            if !reply.starts_with("-UPSTREAM ") {
+                assert_eq!(reply, ":0", "{key}");
+                break;
+            }
+        }
+    }
+    // Only the attacker's connections were closed for it.
+    let seen = scripted.seen();
+    assert!(seen.iter().all(|request| request[0] != b"RESET" && request[0] != b"QUIT"));
+}
+
+#[test]
+fn d5_connections_closed_by_the_upstream() {
+    let world = World::new("require");
+    let (mut a, mut b) = (login(&world.fence, "a", "pa"), world.tenant("b"));
+    let users = line(&world.redis.client().call(&[b"ACL", b"USERS"]));
+    let users: Vec<String> = users.split('|').filter(|user| user.ends_with("-a")).map(str::to_owned).collect();
+    let mut held: Vec<Client> = (0..3).map(|_| login(&world.fence, "a", "pa")).collect();
+    for _ in 0..10 {
+        assert_eq!(held[0].call(&[b"WATCH", b"s"]), b"+OK\r\n");
+        a.send(&words("SET x attacker").repeat(50));
+        for user in &users {
+            assert!(world.upstream().say(&format!("CLIENT KILL USER {user}")).starts_with(':'));
+        }
+        for _ in 0..50 {
+            let reply = a.reply();
+            assert!(reply == b"+OK\r\n" || reply.starts_with(b"-UPSTREAM "), "{}", show(&reply));
+        }
+        let replies = held[0].pipeline(&[words("MULTI"), words("SET s attacker"), words("EXEC")].concat(), 3);
+        assert!(
+            replies[2].starts_with(b"-") || replies[2] == b"*-1\r\n",
+            "watched keys were lost: {}",
+            show(&replies[2])
+        );
+        assert_eq!(b.say("GET s"), "$6|victim");
+        while held[0].call(&[b"UNWATCH"]) != b"+OK\r\n" {}
+    }
+}
+
+#[test]
+fn d6_state_does_not_bleed() {
+    let world = World::new("require");
+    let mut b = world.tenant("b");
+    for state in [
+        &["MULTI"][..],
+        &["MULTI", "SET s attacker"],
+        &["MULTI", "NOSUCH"],
+        &["WATCH s x"],
+        &["HELLO 3"],
+        &["CLIENT REPLY OFF"],
+        &["CLIENT SETNAME attacker"],
+        &["CLIENT NO-TOUCH ON"],
+        &["WATCH s", "MULTI"],
+        &["BLPOP none 0"],
+        &["HELLO 3", "WATCH s", "MULTI", "GET s"],
+        &["SORT l"],
+        &["RESET"],
+    ] {
+        // Left in this state, by leaving and by becoming the victim.
+        let mut leaves = login(&world.fence, "a", "pa");
+        for text in state {
+            leaves.send(&words(text));
+        }
+        drop(leaves);
+        let mut turns = login(&world.fence, "a", "pa");
+        if state != ["BLPOP none 0"] {
+            for text in state {
+                turns.send(&words(text));
+                if !text.starts_with("CLIENT REPLY") {
+                    turns.reply();
+                }
+            }
+            turns.send(&words("RESET"));
+            assert_eq!(turns.reply(), b"+RESET\r\n", "{state:?}");
+            assert_eq!(turns.call(&[b"AUTH", b"b", b"pb"]), b"+OK\r\n");
+            let mut turns = Speaker::of(turns);
+            assert_eq!(turns.say("GET s"), "$6|victim", "{state:?}");
+            assert_eq!(turns.say("GET nothing"), "$-1");
+            assert_eq!(turns.say("CLIENT GETNAME"), "$-1");
+            assert_eq!(turns.say("HGETALL h"), "*2|$1|f|$6|victim");
+        }
+        assert_eq!(b.say("GET s"), "$6|victim");
+        assert_eq!(b.say("HGETALL h"), "*2|$1|f|$6|victim");
+        assert_eq!(world.tenant("a").say("GET s"), "$8|attacker", "{state:?}");
+    }
+}
+
+#[test]
+fn d7_watch_is_the_tenants_own() {
+    let world = World::new("require");
+    let (mut watcher, mut a, mut b) = (world.tenant("b"), world.tenant("a"), world.tenant("b"));
+    // The same name, changed by the other tenant: nothing happened.
+    assert_eq!(watcher.say("WATCH s"), "+OK");
+    assert_eq!(a.say("SET s changed"), "+OK");
+    assert_eq!(a.say("FLUSHALL"), "+OK");
+    let block = [words("MULTI"), words("GET s"), words("EXEC")].concat();
+    assert_eq!(line(&watcher.client().pipeline(&block, 3)[2]), "*1|$6|victim");
+    // By its own: it did.
+    assert_eq!(watcher.say("WATCH s"), "+OK");
+    assert_eq!(b.say("SET s changed"), "+OK");
+    assert_eq!(line(&watcher.client().pipeline(&block, 3)[2]), "*-1");
+    // The other's EXEC, DISCARD and UNWATCH take no watch away.
+    assert_eq!(watcher.say("WATCH s"), "+OK");
+    for text in ["WATCH s", "UNWATCH", "MULTI", "DISCARD", "WATCH s", "MULTI"] {
+        a.client().ask(&words(text));
+    }
+    a.client().call(&[b"EXEC"]);
+    assert_eq!(b.say("SET s again"), "+OK");
+    assert_eq!(line(&watcher.client().pipeline(&block, 3)[2]), "*-1");
+}
+
+#[test]
+fn d8_transactions_do_not_interleave() {
+    let world = World::new("require");
+    let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+    assert_eq!(a.client().call(&[b"MULTI"]), b"+OK\r\n");
+    assert_eq!(b.client().call(&[b"MULTI"]), b"+OK\r\n");
+    for _ in 0..10 {
+        assert_eq!(a.client().call(&[b"RPUSH", b"q", b"attacker"]), b"+QUEUED\r\n");
+        assert_eq!(b.client().call(&[b"RPUSH", b"q", b"victim"]), b"+QUEUED\r\n");
+        assert_eq!(world.tenant("b").say("EXISTS q"), ":0");
+    }
+    let own = |range: std::ops::RangeInclusive<u32>| range.map(|i| format!("|:{i}")).collect::<String>();
+    assert_eq!(line(&a.client().call(&[b"EXEC"])), format!("*10{}", own(1..=10)));
+    assert_eq!(line(&b.client().call(&[b"EXEC"])), format!("*10{}", own(1..=10)));
+    assert_eq!(b.say("LRANGE q 0 0"), "*1|$6|victim");
+}
+
+#[test]
+fn d9_refused_in_a_transaction() {
+    attack(|a, _| {
+        for refused in ["SUBSCRIBE a b", "CONFIG SET x y", "NOSUCH", "EVAL return 0", "GET", "AUTH b pb x"] {
+            let bytes = [words("MULTI"), words("SET s changed"), words(refused), words("SET x changed"), words("EXEC")]
+                .concat();
+            let replies = a.client().pipeline(&bytes, 5);
+            assert_eq!(line(&replies[1]), "+QUEUED");
+            assert!(replies[2].starts_with(b"-"), "{refused}: {}", show(&replies[2]));
+            assert!(replies[4].starts_with(b"-EXECABORT"), "{refused}: {}", show(&replies[4]));
+            assert_eq!(a.say("GET s"), "$8|attacker");
+        }
+    });
+}
+
+#[test]
+fn d10_blocked_on_the_same_name() {
+    let world = World::new("require");
+    let (mut blocked, mut a, mut b) = (world.tenant("b"), world.tenant("a"), world.tenant("b"));
+    for waiting in ["BLPOP q 0", "BRPOP q 0", "BLMOVE q q2 LEFT LEFT 0", "BLMPOP 0 1 q LEFT", "BRPOPLPUSH q q2 0"] {
+        blocked.client().send(&words(waiting));
+        world.redis.wait_for_blocked(1);
+        assert_eq!(a.say("RPUSH q attacker"), ":1");
+        assert_eq!(a.say("LLEN q"), ":1");
+        assert_eq!(b.say("RPUSH q victim"), ":1");
+        let reply = line(&blocked.client().reply());
+        assert!(reply.ends_with("|victim"), "{waiting}: {reply}");
+        assert_eq!(a.say("LPOP q"), "$8|attacker");
+    }
+}
+
+#[test]
+fn d12_own_writes_are_read() {
+    let world = World::new("require");
+    let mut clients = ["a", "b"].map(|name| (name, login(&world.fence, name, &format!("p{name}"))));
+    for round in 0..50 {
+        for (name, client) in &mut clients {
+            let bytes: Vec<u8> =
+                (0..20).flat_map(|i| [words(&format!("SET k {name}{round}-{i}")), words("GET k")].concat()).collect();
+            client.send(&bytes);
+        }
+        for (name, client) in &mut clients {
+            for i in 0..20 {
+                assert_eq!(client.reply(), b"+OK\r\n");
+                assert_eq!(client.reply(), bulk(format!("{name}{round}-{i}")));
+            }
+        }
+    }
+}
+
+#[test]
+fn d13_another_login_leaves_everything_behind() {
+    let world = World::new("require");
+    // With replies still to come, in one write.
+    let mut client = login(&world.fence, "a", "pa");
+    let bytes = [
+        words("GET s"),
+        words("WATCH s"),
+        words("GET s"),
+        words("AUTH b pb"),
+        words("GET s"),
+        words("AUTH a pa"),
+        words("GET s"),
+    ]
+    .concat();
+    let replies: Vec<String> = client.pipeline(&bytes, 7).iter().map(|reply| line(reply)).collect();
+    assert_eq!(replies, ["$8|attacker", "+OK", "$8|attacker", "+OK", "$6|victim", "+OK", "$8|attacker"]);
+    // A failed login changes nothing, a watch included.
+    assert_eq!(client.call(&[b"WATCH", b"s"]), b"+OK\r\n");
+    assert!(client.call(&[b"AUTH", b"b", b"wrong"]).starts_with(b"-WRONGPASS"));
+    assert_eq!(world.tenant("a").say("SET s changed"), "+OK");
+    let block = [words("MULTI"), words("GET s"), words("EXEC")].concat();
+    assert_eq!(line(&client.pipeline(&block, 3)[2]), "*-1");
+    // A watch of the former tenant does not spoil the new one's transaction.
+    assert_eq!(client.call(&[b"WATCH", b"s"]), b"+OK\r\n");
+    assert_eq!(client.call(&[b"AUTH", b"b", b"pb"]), b"+OK\r\n");
+    assert_eq!(world.tenant("a").say("SET s again"), "+OK");
+    assert_eq!(line(&client.pipeline(&block, 3)[2]), "*1|$6|victim");
+    // HELLO is the same door, and keeps its protocol.
+    assert!(client.call(&[b"HELLO", b"3", b"AUTH", b"a", b"pa"]).starts_with(b"%"));
+    assert_eq!(line(&client.call(&[b"GET", b"none"])), "_");
+    assert_eq!(line(&client.call(&[b"HGETALL", b"h"])), "%1|$1|f|$8|attacker");
+}
+
+#[test]
+fn d14_logins_and_resets_stay_here() {
+    let redis = Redis::start();
+    let scripted = Scripted::start(redis.addr(), |_| Act::Forward);
+    let fence = Fence::with_tenants(scripted.addr(), &format!("[upstream]\nacl_wall = \"require\"\n{TWO}"));
+    let mut a = Speaker::new(&fence, "a");
+    assert_eq!(a.say("SET s v"), "+OK");
+    let logins = |seen: &[Vec<Vec<u8>>]| {
+        seen.iter()
+            .filter(|r| [&b"RESET"[..], b"AUTH", b"HELLO", b"QUIT", b"SELECT", b"CLIENT"].contains(&&r[0][..]))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let before = logins(&scripted.seen()).len();
+    for text in [
+        "RESET",
+        "AUTH a pa",
+        "AUTH default x",
+        "AUTH b wrong",
+        "AUTH a pa",
+        "HELLO 2",
+        "HELLO 2 AUTH a pa",
+        "HELLO 2 AUTH default x",
+        "CLIENT SETNAME x",
+        "SELECT 0",
+        "SET s v2",
+        "RESET",
+    ] {
+        a.client().ask(&words(text));
+    }
+    assert_eq!(a.client().call(&[b"AUTH", b"a", b"pa"]), b"+OK\r\n");
+    assert_eq!(a.client().call(&[b"QUIT"]), b"+OK\r\n");
+    let seen = logins(&scripted.seen());
+    for request in &seen[before..] {
+        let text = show(&request.join(&b' '));
+        assert!(!text.contains("RESET") && !text.contains("QUIT"), "{text}");
+        assert!(text.contains("keyfence-") || text.starts_with("SELECT 0"), "{text}");
+    }
+}
+
+#[test]
+fn d15_protocol_versions_do_not_mix() {
+    let world = World::new("require");
+    let mut three = login(&world.fence, "b", "pb");
+    assert!(three.call(&[b"HELLO", b"3"]).starts_with(b"%"));
+    let mut two = login(&world.fence, "b", "pb");
+    let mut other = login(&world.fence, "a", "pa");
+    assert!(other.call(&[b"HELLO", b"3"]).starts_with(b"%"));
+    for _ in 0..20 {
+        for client in [&mut three, &mut two, &mut other] {
+            client.send(
+                &[words("HGETALL h"), words("GET none"), words("ZSCORE z common"), words("SMEMBERS set2")].concat(),
+            );
+        }
+        assert_eq!([(); 4].map(|()| line(&three.reply())), ["%1|$1|f|$6|victim", "_", ",2", "~1|$6|common"]);
+        assert_eq!([(); 4].map(|()| line(&two.reply())), ["*2|$1|f|$6|victim", "$-1", "$1|2", "*1|$6|common"]);
+        assert_eq!([(); 4].map(|()| line(&other.reply())), ["%1|$1|f|$8|attacker", "_", ",2", "~1|$6|common"]);
+    }
+}
+
+#[test]
+fn d16_half_a_big_reply() {
+    let world = World::new("require");
+    let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+    assert_eq!(a.args(&[b"SET", b"big", &vec![b'a'; 8 << 20]]), "+OK");
+    for _ in 0..10 {
+        let mut leaves = login(&world.fence, "a", "pa");
+        leaves.send(&words("GET big").repeat(3));
+        std::io::Read::read_exact(leaves.stream(), &mut [0; 1000]).unwrap();
+        drop(leaves);
+        assert_eq!(b.say("GET s"), "$6|victim");
+        assert_eq!(a.say("STRLEN big"), format!(":{}", 8 << 20));
+    }
+}
