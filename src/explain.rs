@@ -5,9 +5,8 @@ use std::fmt::Write as _;
 use crate::{
     command::{self, Args, Class, Lookup, Row, Shape, Slot},
     config::Tenant,
-    resp,
+    glob, resp,
     rewrite::{self, Namespace},
-    scoped,
     tenant::Permitted,
 };
 
@@ -63,7 +62,7 @@ pub fn explain(tenant: &Tenant, words: &[Vec<u8>]) -> String {
     match row.class {
         Class::Keyed | Class::Keyless => forwarded(&mut out, tenant, row, &frame, &spans, &args),
         Class::Scoped => {
-            let pattern = [&scoped::glob_escape(tenant.prefix.as_bytes())[..], b"*"].concat();
+            let pattern = [&glob::escape(tenant.prefix.as_bytes())[..], b"*"].concat();
             let _ = writeln!(
                 out,
                 "upstream    SCAN cursor MATCH {} …, in pages; names are checked for the prefix again",

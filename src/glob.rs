@@ -29,6 +29,18 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
+/// `text` as a glob that matches it alone (isolation.md N4).
+pub fn escape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for &c in text {
+        if b"*?[]^-\\".contains(&c) {
+            out.push(b'\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
 /// Matches one byte against the element at `p`: where the pattern goes on.
 fn one(pattern: &[u8], p: usize, c: Option<u8>) -> Option<usize> {
     let c = c?;
@@ -68,7 +80,7 @@ fn class(pattern: &[u8], mut p: usize, c: u8) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{escape, matches};
 
     #[test]
     fn as_redis_matches() {
@@ -98,5 +110,10 @@ mod tests {
     #[test]
     fn e3_a_pattern_bomb_is_harmless() {
         assert!(!matches(&[&b"a*".repeat(1000)[..], b"b"].concat(), &b"a".repeat(3000)));
+    }
+
+    #[test]
+    fn n4_globs_are_escaped() {
+        assert_eq!(escape(b"a*b[c]?\\-^:"), b"a\\*b\\[c\\]\\?\\\\\\-\\^:");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{Config, Tenant},
-    scoped::glob_escape,
+    glob,
     walk::{Report, Walk, counted},
 };
 
@@ -15,7 +15,7 @@ pub async fn purge(config: &Config, tenant: &Tenant) -> Result<Report, String> {
     let walk = Walk::open(config, tenant).await?;
     let mut deleted = 0u64;
     let walked = walk
-        .each(&[&glob_escape(prefix), &b"*"[..]].concat(), async |db, mut names| {
+        .each(&[&glob::escape(prefix), &b"*"[..]].concat(), async |db, mut names| {
             // The pattern matches no others; deleting one of them could not be undone.
             names.retain(|name| name.starts_with(prefix));
             if names.is_empty() {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::{
     command::{Args, Row},
     error::UpstreamError,
-    local,
+    glob, local,
     resp::Value,
     rewrite::canonical,
     session::{Session, Until},
@@ -131,18 +131,6 @@ fn scan(args: &Args<'_>) -> Result<Scan, String> {
     Ok(scan)
 }
 
-/// `text` as a glob that matches it alone (isolation.md N4).
-pub fn glob_escape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    for &c in text {
-        if b"*?[]^-\\".contains(&c) {
-            out.push(b'\\');
-        }
-        out.push(c);
-    }
-    out
-}
-
 /// Does the work and answers: `false` when the connection ended meanwhile. Nothing is in flight for the session.
 pub async fn run(s: &mut Session, job: Job) -> bool {
     let scope = Scope {
@@ -232,7 +220,7 @@ struct Scope {
 
 impl Scope {
     fn pattern(&self, rest: &[u8]) -> Vec<u8> {
-        [&glob_escape(&self.prefix), rest].concat()
+        [&glob::escape(&self.prefix), rest].concat()
     }
 
     /// One page: the next cursor, and the names in it, prefix taken off. A name without the prefix cannot match; should one come all the
@@ -414,11 +402,6 @@ mod tests {
         for bad in ["", "-1", "x", "18446744073709551616", "+1"] {
             assert_eq!(parse(&["SCAN", bad]), Err("ERR invalid cursor".into()), "{bad}");
         }
-    }
-
-    #[test]
-    fn n4_globs_are_escaped() {
-        assert_eq!(glob_escape(b"a*b[c]?\\-^:"), b"a\\*b\\[c\\]\\?\\\\\\-\\^:");
     }
 
     #[test]

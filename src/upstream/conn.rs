@@ -31,13 +31,7 @@ use tokio::{task::AbortHandle, time::timeout};
 use read::{PATIENCE, Reading};
 
 use super::{Env, Key};
-use crate::{
-    downstream::Downstream,
-    error::UpstreamError,
-    net::WriteHalf,
-    resp,
-    rewrite::reply::Unprefix,
-};
+use crate::{downstream::Downstream, error::UpstreamError, net::WriteHalf, resp, rewrite::reply::Unprefix};
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
 const CONGESTED: usize = 1024 * 1024;

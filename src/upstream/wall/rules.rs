@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Holes;
 use crate::{
     command::{Keys, ROWS, Row},
-    scoped::glob_escape,
+    glob,
 };
 
 /// Databases that are allowed one by one; a tenant with more may select any.
@@ -83,7 +83,7 @@ pub fn rules(
     holes: &Holes,
     password_sha256_hex: &str,
 ) -> Vec<Vec<u8>> {
-    let mut names = glob_escape(prefix);
+    let mut names = glob::escape(prefix);
     names.push(b'*');
     let mut rules: Vec<Vec<u8>> = vec![
         b"reset".to_vec(),

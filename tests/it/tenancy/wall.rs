@@ -44,7 +44,6 @@ fn u9_the_upstream_refuses_what_is_another_tenants() {
         "WATCH a:s",
         "OBJECT ENCODING a:s",
         "ZUNIONSTORE a:d 2 a:z a:z",
-        "SELECT 0",
         "COPY a:s a:x",
     ] {
         assert_eq!(dry(own), "+OK", "{own}");
