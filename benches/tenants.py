@@ -104,19 +104,21 @@ def stop(p):
     p.wait()
 
 
-def cost(at, pid, users):
-    """CPU microseconds of keyfence per command, ten connections, 16 commands a write."""
+def cost(at, pid, users, together):
+    """CPU microseconds of keyfence per command, ten connections, 16 commands a write; all at once (so that requests of one tenant can leave
+    in one write upstream), or one after the other."""
     clients = [Client(at, users[i % len(users)]) for i in range(10)]
     block = b"".join(cmd("SET", "k%d" % i, "v" * 64) + cmd("GET", "k%d" % i) for i in range(8))
     done, before, end = 0, cpu(pid), time.monotonic() + SECONDS
     while time.monotonic() < end:
-        for c in clients:
-            c.s.sendall(block)
-        for c in clients:
-            for _ in range(16):
-                c.reply()
+        for group in [clients] if together else [[c] for c in clients]:
+            for c in group:
+                c.s.sendall(block)
+            for c in group:
+                for _ in range(16):
+                    c.reply()
         done += 16 * len(clients)
-    return (cpu(pid) - before) / done * 1e6, done
+    return (cpu(pid) - before) / done * 1e6
 
 
 def victim(at, user, pipe):
@@ -213,12 +215,14 @@ def main():
     stop(p)
     at, p, took1000 = keyfence(up, 1000)
     print("start-up until served: 1 tenant %.2f s, 1,000 tenants %.2f s" % (took, took1000), flush=True)
-    one, ten = [], []
-    for _ in range(3):
-        one.append(cost(at, p.pid, ["t0"])[0])
-        ten.append(cost(at, p.pid, ["t%d" % i for i in range(0, 1000, 100)])[0])
-    one, ten = sorted(one)[1], sorted(ten)[1]
-    print("CPU per command: 1 active tenant %.2f us, 10 active %.2f us, ratio %.2f" % (one, ten, ten / one), flush=True)
+    for together in [True, False]:
+        one, ten = [], []
+        for _ in range(3):
+            one.append(cost(at, p.pid, ["t0"], together))
+            ten.append(cost(at, p.pid, ["t%d" % i for i in range(0, 1000, 100)], together))
+        one, ten = sorted(one)[1], sorted(ten)[1]
+        how = "all at once" if together else "in turn"
+        print("CPU per command, %s: 1 active tenant %.2f us, 10 active %.2f us, ratio %.2f" % (how, one, ten, ten / one), flush=True)
     stop(p)
     at, p, _ = keyfence(up, 2)
     plain = redis()
