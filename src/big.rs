@@ -163,8 +163,20 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     {
         return Choice::Hold;
     }
-    // What changes a session's state, or waits, takes the ordinary path.
-    if row.class == Class::Keyless || row.conn != ConnNeed::Any || proxy::needs_other_user(s, row) {
+    if !proxy::may_restore(s, row) {
+        return refused(proxy::NO_RESTORE);
+    }
+    // Rates are charged with what the client says it will send.
+    let declared = held.len() + progress.bulk.and_then(|len| usize::try_from(len).ok()).unwrap_or(0);
+    if let Some(error) = proxy::over_limit(s, row, spans, declared) {
+        return refused(error);
+    }
+    // What changes a session's state, or waits, takes the ordinary path, and so does what has to be seen whole to be refused.
+    if row.class == Class::Keyless
+        || row.conn != ConnNeed::Any
+        || proxy::needs_other_user(s, row)
+        || command::keys::refused_by_value(row)
+    {
         return Choice::Hold;
     }
     if !s.facts(|f| f.has(row)) {

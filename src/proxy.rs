@@ -67,10 +67,11 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     if s.logged_in && !s.tenant.permitted.has(row) {
         return s.no_permission(row);
     }
-    if row.flags.has(Flags::DANGEROUS) && row.name == "RESTORE" && !may_restore(s) {
-        return s.refuse("NOPERM RESTORE is off: the upstream does not check payloads (sanitize-dump-payload)");
+    if !may_restore(s, row) {
+        return s.refuse(NO_RESTORE);
     }
     if let Some(error) = over_limit(s, row, spans, frame.len()) {
+        s.hold_up();
         return s.refuse(error);
     }
     // A block is let go or held as a whole, at its MULTI: a part of it may be in the upstream's buffer already.
@@ -104,17 +105,23 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     }
 }
 
+/// What a tenant is told whose RESTORE is off.
+pub const NO_RESTORE: &str = "NOPERM RESTORE is off: the upstream does not check payloads (sanitize-dump-payload)";
+
 /// What a connection without a tenant is told.
 pub const NO_AUTH: &str = "NOAUTH Authentication required.";
 
 /// A crafted payload reaches into the upstream's memory, and so into everybody's keys: among tenants RESTORE is for upstreams that check
 /// payloads (isolation.md A14).
-fn may_restore(s: &Session) -> bool {
+pub fn may_restore(s: &Session, row: &Row) -> bool {
+    if !row.flags.has(Flags::DANGEROUS) || row.name != "RESTORE" {
+        return true;
+    }
     s.worker.shared.directory.load().open || s.facts(|f| f.sanitizes_dumps == Some(true))
 }
 
 /// The tenant's rates and sizes. What ends a transaction or a connection is never held back, and nothing is charged twice.
-fn over_limit(s: &mut Session, row: &Row, spans: &[Span], bytes: usize) -> Option<String> {
+pub fn over_limit(s: &mut Session, row: &Row, spans: &[Span], bytes: usize) -> Option<String> {
     let limits = &s.tenant.limits;
     let most = limits.value_size.load(Ordering::Relaxed);
     if bytes as u64 > most
@@ -129,15 +136,15 @@ fn over_limit(s: &mut Session, row: &Row, spans: &[Span], bytes: usize) -> Optio
         return None;
     }
     let now = Instant::now();
-    let bytes = bytes as u64 + s.uncharged();
+    // What was written has been written, whatever becomes of this command.
+    s.charge_replies(now);
+    let bytes = bytes as u64;
     let limits = &s.tenant.limits;
     let refused = |of: &Bucket, unit: &str, wait: Duration| {
         let (name, limit, wait) = (&s.tenant.name, of.per_second(), wait.as_millis().max(1));
         format!("THROTTLED tenant '{name}' is over its limit of {limit} {unit}/s; retry in {wait} ms")
     };
     if let Err(wait) = limits.ops.take(1, now) {
-        // What was written has been written, whatever becomes of this command.
-        limits.bytes.charge(bytes, now);
         return Some(refused(&limits.ops, "ops", wait));
     }
     if let Err(wait) = limits.bytes.take(bytes, now) {

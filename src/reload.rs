@@ -127,6 +127,8 @@ impl Reload {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut seen = self.file.as_deref().and_then(stamp);
+        // A file that is still being written is not read: a change counts once it has looked the same twice.
+        let mut changing = None;
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
@@ -135,6 +137,11 @@ impl Reload {
                 _ = look.tick() => {
                     let now = self.file.as_deref().and_then(stamp);
                     if now == seen || now.is_none() {
+                        changing = None;
+                        continue;
+                    }
+                    if changing != now {
+                        changing = now;
                         continue;
                     }
                     tracing::info!("the settings file changed: reading it again");
@@ -154,6 +161,13 @@ impl Reload {
 
     /// Puts `config` into force.
     async fn apply(&mut self, mut config: Config) -> Result<(), String> {
+        let open = |c: &Config| c.tenants.is_empty() && c.auth.mode == config::AuthMode::Static;
+        if open(&config) && !open(&self.config) {
+            return Err(
+                "the settings have no tenants any more, so that nobody would have to log in: that takes a restart"
+                    .into(),
+            );
+        }
         for name in keep_until_restart(&self.config, &mut config) {
             tracing::warn!(setting = name, "changed, but takes effect only with a restart");
         }

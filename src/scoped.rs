@@ -21,6 +21,7 @@ use crate::{
     resp::Value,
     rewrite::canonical,
     session::{Session, Until},
+    upstream::Logins,
     worker::{Reach, Worker},
 };
 
@@ -133,6 +134,12 @@ fn scan(args: &Args<'_>) -> Result<Scan, String> {
 
 /// Does the work and answers: `false` when the connection ended meanwhile. Nothing is in flight for the session.
 pub async fn run(s: &mut Session, job: Job) -> bool {
+    if let Logins::None(why) = &**s.reach.site.logins.load() {
+        let error = UpstreamError::Unreachable(why.clone()).to_line();
+        s.refuse(error);
+        s.down.flush();
+        return true;
+    }
     let scope = Scope {
         worker: Rc::clone(&s.worker),
         reach: Rc::clone(&s.reach),

@@ -25,6 +25,7 @@ use std::{
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     task::Poll,
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, Cache};
@@ -57,6 +58,8 @@ pub const READ: usize = 64 * 1024;
 pub const HELD: usize = 64 * 1024;
 /// What a client may have done in one turn: a command costs 1, an answer made here 1 more per 64 bytes.
 const TURN: u64 = 16 * 1024;
+/// How long a client that goes on over its tenant's rate waits for its next turn.
+const OVER_RATE: Duration = Duration::from_millis(10);
 
 /// What to do after a request.
 #[derive(Debug)]
@@ -138,6 +141,8 @@ pub struct Session {
     mute: bool,
     /// What has been done this turn; see [`TURN`].
     cost: u64,
+    /// Some of it was over a rate of the tenant's.
+    over_rate: bool,
     /// Told to the client before the connection closes.
     pub last_word: Option<Vec<u8>>,
     read: ReadHalf,
@@ -208,6 +213,7 @@ impl Session {
             replies: Replies::On,
             mute: false,
             cost: 0,
+            over_rate: false,
             last_word: None,
             read,
             spans: Vec::new(),
@@ -239,8 +245,12 @@ impl Session {
                 Step::Flow(Flow::Next) => true,
                 Step::Flow(Flow::Again(Until::Turn)) => {
                     self.cost = 0;
-                    tokio::task::yield_now().await;
-                    true
+                    if std::mem::take(&mut self.over_rate) {
+                        self.wait(Until::Moment(Instant::now() + OVER_RATE)).await
+                    } else {
+                        tokio::task::yield_now().await;
+                        true
+                    }
                 }
                 Step::Flow(Flow::Again(until) | Flow::After(until)) => self.wait(until).await,
                 Step::Flow(Flow::Run(job)) => scoped::run(&mut self, job).await,
@@ -279,7 +289,8 @@ impl Session {
     }
 
     /// Gives back or closes what the session held.
-    fn end(self) {
+    fn end(mut self) {
+        self.charge_replies(Instant::now());
         if self.logged_in {
             self.tenant.leave();
         }

@@ -212,9 +212,24 @@ pub fn refusal(row: &Row, args: &Args<'_>) -> Option<String> {
             "ERR unknown subcommand '{}' - try `JSON.DEBUG HELP`",
             String::from_utf8_lossy(args.at(1)).escape_default()
         )),
-        _ if row.flags.has(Flags::MODULE) => module_refusal(row, args),
+        _ if row.flags.has(Flags::MODULE) && refused_by_value(row) => module_refusal(row, args),
         _ => None,
     }
+}
+
+/// Whether [`refusal`] looks at the arguments of this row, so that it has to be seen whole.
+pub fn refused_by_value(row: &Row) -> bool {
+    matches!(
+        row.name,
+        "CF.RESERVE"
+            | "TS.INCRBY"
+            | "TS.DECRBY"
+            | "TS.ADD"
+            | "TS.CREATE"
+            | "TS.ALTER"
+            | "TS.CREATERULE"
+            | "TOPK.INCRBY"
+    )
 }
 
 /// Calls that are known to bring a server down, for all its tenants, or to leave its replies out of step: they come no further than here.

@@ -8,8 +8,13 @@ use std::{
 
 use arc_swap::Cache;
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use super::{FactsOf, Flow, Replies, Session};
+use super::{FactsOf, Flow, Replies, Session, TURN};
+
+/// How many commands over a rate one client is told so about in one turn.
+const REFUSALS: u64 = 16;
+
 use crate::{
     command::{Row, Span},
     error::UpstreamError,
@@ -180,7 +185,11 @@ impl Session {
     pub fn become_tenant(&mut self, tenant: Arc<Tenant>, login: Option<Login>) {
         debug_assert!(self.own.is_none() && self.tx.is_none() && self.down.in_flight() == 0);
         if self.logged_in {
+            self.charge_replies(Instant::now());
             self.tenant.leave();
+            if self.tenant.id != tenant.id {
+                self.client.relabel(|labels| labels.name.clear());
+            }
         }
         self.client.tenant.store(tenant.id, Ordering::Relaxed);
         self.prefix = Rc::from(&*tenant.prefix);
@@ -214,10 +223,17 @@ impl Session {
         }
     }
 
-    /// Bytes written to the client since this was last asked.
-    pub fn uncharged(&mut self) -> u64 {
+    /// Charges the tenant's rate with the bytes written to the client since this was last done.
+    pub fn charge_replies(&mut self, now: Instant) {
         let written = self.down.written();
-        written - std::mem::replace(&mut self.charged, written)
+        let since = written - std::mem::replace(&mut self.charged, written);
+        self.tenant.limits.bytes.charge(since, now);
+    }
+
+    /// The command at hand is over a rate: a client that goes on all the same is answered only so many times in a while.
+    pub fn hold_up(&mut self) {
+        self.cost += TURN / REFUSALS;
+        self.over_rate = true;
     }
 
     /// Refuses the command at hand: an open transaction cannot be carried out any more.

@@ -3,6 +3,7 @@
 //! Every attack is made twice, without the second wall (so that the rewriting is seen to hold alone) and with it.
 mod arguments;
 mod auth;
+mod doors;
 mod enumeration;
 mod limits;
 mod prefixes;

@@ -81,8 +81,10 @@ impl Conn {
                 Poll::Ready(Ok(()))
             })
             .await;
+            let mut gone = false;
             for client in written.drain(..) {
                 client.flush();
+                gone |= client.gone();
                 if client.unsent() > HIGH_WATER {
                     slow.push(client);
                 }
@@ -91,6 +93,12 @@ impl Conn {
                 if !self.dead.get() {
                     tracing::warn!(upstream = %self.env.site.target, error, "upstream connection closed");
                 }
+                return self.fail(&UpstreamError::Lost);
+            }
+            // Replies to nobody but clients that have left: the upstream need not send them, nor keep them.
+            if gone && self.waiters.borrow().iter().all(|w| w.client.as_ref().is_some_and(|c| c.gone())) && !self.idle()
+            {
+                tracing::debug!("nobody waits on this upstream connection any more: closed");
                 return self.fail(&UpstreamError::Lost);
             }
             for client in slow.drain(..) {

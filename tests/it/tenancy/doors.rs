@@ -1,0 +1,74 @@
+//! Doors beside the ordinary path: what is streamed, what is carried out in steps, what is reloaded, and a second login.
+use super::{Speaker, TWO, line, login, words};
+use crate::support::wire::show;
+use crate::support::{Fence, Redis, free_addr};
+
+#[test]
+fn scoped_commands_need_the_wall_too() {
+    let redis = Redis::start();
+    assert_eq!(Speaker::of(redis.client()).say("ACL SETUSER proxy on >secret ~* &* +@all -acl"), "+OK");
+    assert_eq!(Speaker::of(redis.client()).say("SET a:s v"), "+OK");
+    let own = "[upstream]\nusername = \"proxy\"\npassword = \"secret\"\nacl_wall = \"require\"\n";
+    let fence = Fence::with_tenants(redis.addr(), &format!("{own}{TWO}"));
+    let mut a = login(&fence, "a", "pa");
+    let mut served = Vec::new();
+    for text in ["KEYS *", "SCAN 0", "DBSIZE", "RANDOMKEY", "FLUSHALL"] {
+        let reply = line(&a.ask(&words(text)));
+        if !reply.starts_with("-UPSTREAM ") {
+            served.push(format!("{text}: {reply}"));
+        }
+    }
+    assert!(served.is_empty(), "{served:?}");
+}
+
+#[test]
+fn streamed_requests_are_charged() {
+    let redis = Redis::start();
+    let limits = "limits = { ops_per_second = 2, burst = 2, bytes_per_second = \"10KB\" }";
+    let fence = Fence::with_tenants(redis.addr(), &format!("[tenants.a]\npasswords = [\"pa\"]\n{limits}\n"));
+    let mut a = login(&fence, "a", "pa");
+    let passed = (0..20).filter(|_| a.call(&[b"SET", b"k", &vec![b'x'; 1_000_000]]) == b"+OK\r\n").count();
+    assert!(passed <= 2, "{passed} of 20");
+}
+
+#[test]
+fn replies_are_charged_when_the_connection_ends() {
+    let redis = Redis::start();
+    assert_eq!(redis.client().call(&[b"SET", b"a:big", &vec![b'x'; 1_000_000]]), b"+OK\r\n");
+    let fence = Fence::with_tenants(
+        redis.addr(),
+        "[tenants.a]\npasswords = [\"pa\"]\nlimits = { bytes_per_second = \"10KB\" }\n",
+    );
+    let passed = (0..10).filter(|_| login(&fence, "a", "pa").call(&[b"GET", b"big"])[0] == b'$').count();
+    assert!(passed <= 2, "{passed} of 10");
+}
+
+#[test]
+fn a_streamed_restore_is_a_restore() {
+    let redis = Redis::start_with(free_addr(), &["--sanitize-dump-payload", "no"]);
+    let fence = Fence::with_tenants(redis.addr(), TWO);
+    let mut a = login(&fence, "a", "pa");
+    let small = line(&a.call(&[b"RESTORE", b"new", b"0", &[b'x'; 100]]));
+    let large = line(&a.call(&[b"RESTORE", b"new", b"0", &vec![b'x'; 1_000_000]]));
+    assert_eq!(large, small);
+}
+
+#[test]
+fn an_emptied_file_opens_nothing() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), TWO);
+    assert!(fence.client().call(&[b"SET", b"k", b"v"]).starts_with(b"-NOAUTH"));
+    fence.reload("", "reload failed");
+    let reply = fence.client().call(&[b"SET", b"k", b"v"]);
+    assert!(reply.starts_with(b"-NOAUTH"), "{}", show(&reply));
+}
+
+#[test]
+fn a_name_is_left_behind_at_a_login() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), TWO);
+    let mut client = login(&fence, "a", "pa");
+    client.ask(&words("CLIENT SETNAME of-a"));
+    client.ask(&words("AUTH b pb"));
+    assert!(!line(&client.ask(&words("CLIENT LIST"))).contains("of-a"));
+}
