@@ -194,6 +194,9 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     if let Err(error) = s.pin() {
         return refused(error.to_line());
     }
+    if s.own.is_some() && !transaction::reserve(s, declared) {
+        return refused(transaction::TOO_LARGE);
+    }
     match &s.own {
         Some(own) => Choice::Sink(Sink::Upstream { conn: Rc::clone(own.conn()), row }),
         None => Choice::Hold,

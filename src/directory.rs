@@ -116,6 +116,18 @@ impl Directory {
         Some(wanted.same_or_new(None, &self.ids))
     }
 
+    /// Who a connection that came in on `listener`, as the settings write it, is before it says so; none: it must log in.
+    pub fn first(&self, listener: &str) -> Option<&Arc<Tenant>> {
+        self.listeners.get(listener).or(self.anonymous.as_ref())
+    }
+
+    /// Whether a session of `tenant` that logged in so, or did not have to, may go on under this directory.
+    pub fn stands(&self, tenant: &Tenant, login: Option<&Login>) -> bool {
+        login.is_none_or(|login| self.still_holds(login))
+            && (self.mode == AuthMode::Upstream
+                || self.tenants.values().chain(&self.anonymous).any(|standing| standing.id == tenant.id))
+    }
+
     /// Whether a session that logged in so may go on under this directory.
     pub fn still_holds(&self, login: &Login) -> bool {
         match login.password {

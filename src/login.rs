@@ -54,10 +54,10 @@ pub struct Login {
 
 /// Checks a login and answers it; nothing is in flight. `false` when the connection ended meanwhile.
 pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
-    let source = Source::new(s.client.addr.parse::<SocketAddr>().ok().map(|a| a.ip()));
+    let source = Source::new(s.client.addr.parse::<SocketAddr>().ok().map(|a| a.ip()), &attempt.user);
     let shared = Arc::clone(&s.worker.shared);
     let delay = shared.throttle.before(source, Instant::now());
-    if !delay.is_zero() && !s.wait(Until::Moment(Instant::now() + delay)).await {
+    if !delay.is_zero() && !s.wait(Until::Slowed(Instant::now() + delay)).await {
         return false;
     }
     let outcome = check(s, &attempt).await;
@@ -85,6 +85,13 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
     } else {
         tracing::debug!(client = %s.client.addr, tenant = tenant.name, "logged in");
         s.become_tenant(tenant, Some(login));
+    }
+    // A reload while the login was checked has ended the sessions it had to end, without this one, which was not yet what it is now.
+    if !s.worker.shared.directory.load().stands(&s.tenant, s.login().as_ref()) {
+        s.become_nobody();
+        s.refuse(WRONG_PASSWORD);
+        s.down.flush();
+        return true;
     }
     match attempt.hello {
         Some(hello) => local::greet(s, hello),
@@ -127,8 +134,7 @@ async fn check(s: &Session, attempt: &Attempt) -> Option<(Arc<Tenant>, Login)> {
 /// RESET: as just connected. Nothing is in flight.
 pub fn start_over(s: &mut Session) {
     let directory = s.worker.shared.directory.load_full();
-    let first = s.listener_tenant.clone().or_else(|| directory.anonymous.clone());
-    match first {
+    match directory.first(&s.listener).cloned() {
         Some(tenant) if tenant.id == s.tenant.id && s.logged_in => s.set_login(None),
         Some(tenant) if tenant.admit() => s.become_tenant(tenant, None),
         _ => s.become_nobody(),

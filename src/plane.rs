@@ -19,6 +19,8 @@ use crate::{
 const PROBE_AGAIN: Duration = Duration::from_secs(30);
 /// How often the wall is looked at.
 const CHECK: Duration = Duration::from_secs(1);
+/// From one raising of the wall after a refused login to the next, at least.
+const RAISE_AGAIN: Duration = Duration::from_millis(500);
 /// Longest that one look or one raising may take.
 const RAISE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -108,10 +110,15 @@ fn set(site: &Site, logins: Logins) {
 pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>) {
     let mut next_probe = Instant::now() + if site.facts.load().probed { PROBE_AGAIN } else { PROBE_EVERY };
     let mut next_check = Instant::now() + CHECK;
+    let mut raised = Instant::now();
     loop {
         let refused = tokio::select! {
             () = sleep_until(next_probe.min(next_check)) => false,
-            () = site.login_refused.notified() => true,
+            () = site.login_refused.notified() => {
+                // Users that are taken away again and again are not raised as often.
+                sleep_until(raised + RAISE_AGAIN).await;
+                true
+            }
         };
         if Instant::now() >= next_probe {
             let known = learn(&site).await;
@@ -122,6 +129,7 @@ pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>) {
             && timeout(RAISE_WITHIN, site.wall.check()).await.unwrap_or(false);
         let wanted = !matches!(**site.logins.load(), Logins::Own | Logins::Users(_));
         if wanted && !stands {
+            raised = Instant::now();
             let directory = shared.directory.load_full();
             if let Err(error) = raise(&site, &[&directory]).await {
                 tracing::error!(upstream = %site.target, error, "the wall does not stand: nobody is served there until it does");

@@ -287,6 +287,7 @@ fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String)>, mut leaving: w
         let mut accepting = Vec::new();
         for (listener, name) in listeners {
             let (worker, sessions) = (Rc::clone(&worker), Rc::clone(&sessions));
+            let name = Rc::from(name);
             accepting.push(tokio::task::spawn_local(async move {
                 if let Err(error) = accept(&worker, &sessions, listener, &name).await {
                     tracing::error!(%error, "a listener failed");
@@ -310,7 +311,7 @@ fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String)>, mut leaving: w
     });
 }
 
-async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener, name: &str) -> io::Result<()> {
+async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener, name: &Rc<str>) -> io::Result<()> {
     enum Any {
         Tcp(TcpListener),
         Unix(UnixListener),
@@ -341,15 +342,14 @@ async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener
 fn greet(
     worker: &Rc<Worker>,
     sessions: &Rc<Sessions>,
-    listener: &str,
+    listener: &Rc<str>,
     (read, write): (ReadHalf, WriteHalf),
     (addr, laddr): (String, String),
 ) {
     let shared = &worker.shared;
     let limits = shared.limits.load();
     let directory = shared.directory.load();
-    let by_address = directory.listeners.get(listener);
-    let tenant = by_address.or(directory.anonymous.as_ref());
+    let tenant = directory.first(listener);
     if shared.clients.len() >= limits.clients || tenant.is_some_and(|t| !t.admit()) {
         let _ = write.try_write(b"-ERR max number of clients reached\r\n");
         return;
@@ -375,7 +375,7 @@ fn greet(
     shared.clients.insert(Arc::clone(&client));
     let down = Rc::new(Downstream::new(write, limits.output, Rc::clone(&worker.spares), alarm));
     let mut session = Session::new(worker, read, down, Arc::clone(&client));
-    session.listener_tenant = by_address.cloned();
+    session.listener = Rc::clone(listener);
     if let Some(tenant) = tenant {
         session.become_tenant(Arc::clone(tenant), None);
     }

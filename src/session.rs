@@ -113,8 +113,8 @@ pub struct Session {
     limits: ClientLimits,
     /// It has a tenant.
     pub logged_in: bool,
-    /// The tenant of the address it came in on.
-    pub listener_tenant: Option<Arc<Tenant>>,
+    /// The address it came in on, as the settings write it.
+    pub listener: Rc<str>,
     /// The command at hand has been charged to the tenant's rate, and waits.
     pub paid: bool,
     /// Bytes of replies that the tenant's rate has been charged with.
@@ -196,7 +196,7 @@ impl Session {
                 worker.clock.micros() / 1000
             },
             logged_in: false,
-            listener_tenant: None,
+            listener: Rc::from(""),
             paid: false,
             charged: 0,
             worker: Rc::clone(worker),

@@ -33,6 +33,8 @@ const QUEUED: usize = 1_000_000;
 
 /// Most bytes queued in one transaction.
 const BYTES: usize = 64 * 1024 * 1024;
+/// The answer to a command beyond those bounds.
+pub const TOO_LARGE: &str = "BUSY the transaction is too large";
 /// Most commands in one transaction that are answered here: each answer is held until EXEC.
 const LOCAL: usize = 128;
 
@@ -244,6 +246,17 @@ fn send_placeholder(s: &mut Session, frame: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Counts `bytes` of a command that is passed on as it arrives to what is queued: `false`, and nothing counted, when that is too much.
+/// Outside a transaction there is no such bound.
+pub fn reserve(s: &mut Session, bytes: usize) -> bool {
+    let Some(tx) = &mut s.tx else { return true };
+    let room = tx.bytes.saturating_add(bytes) <= BYTES;
+    if room {
+        tx.bytes += bytes;
+    }
+    room
+}
+
 /// A command between MULTI and EXEC.
 fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
     let (position, broken) = s.tx.as_ref().map_or((0, true), |tx| (tx.rules.len(), tx.broken));
@@ -252,7 +265,7 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
     }
     let (bytes, local) = s.tx.as_ref().map_or((0, 0), |tx| (tx.bytes, tx.local.len()));
     if position >= QUEUED || bytes + frame.len() > BYTES || local >= LOCAL {
-        return s.refuse("BUSY the transaction is too large");
+        return s.refuse(TOO_LARGE);
     }
     if let Some(tx) = &mut s.tx {
         tx.bytes += frame.len();

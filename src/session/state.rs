@@ -174,6 +174,11 @@ impl Session {
         *self.client.login.lock().unwrap_or_else(PoisonError::into_inner) = login;
     }
 
+    /// What it logged in with.
+    pub fn login(&self) -> Option<Login> {
+        self.client.login.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Has no tenant any more, as before login; nothing is in flight and no state is left.
     pub fn become_nobody(&mut self) {
         let nobody = Arc::clone(&self.worker.shared.directory.load().nobody);

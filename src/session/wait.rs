@@ -40,6 +40,8 @@ pub enum Until {
     Unpaused(Instant, bool),
     /// A moment.
     Moment(Instant),
+    /// The moment at which a login is looked at; ends early when the client leaves.
+    Slowed(Instant),
     /// The reply of a blocking command, at most until this moment; ends early when the client leaves.
     Reply(Option<Instant>),
 }
@@ -74,11 +76,13 @@ impl Session {
     /// Waits; `false` when the connection ended meanwhile.
     pub async fn wait(&mut self, until: Until) -> bool {
         let mut timer = match &until {
-            Until::Unpaused(at, _) | Until::Moment(at) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
+            Until::Unpaused(at, _) | Until::Moment(at) | Until::Slowed(at) | Until::Reply(Some(at)) => {
+                Some(Box::pin(sleep_until(*at)))
+            }
             _ => None,
         };
         let blocking = matches!(until, Until::Reply(_));
-        let may_leave = blocking || matches!(until, Until::Unpaused(..));
+        let may_leave = blocking || matches!(until, Until::Unpaused(..) | Until::Slowed(_));
         self.client.blocked.store(blocking, Ordering::Relaxed);
         let alive = poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
@@ -95,7 +99,7 @@ impl Session {
                 Until::Room(conn) => conn.poll_room(cx).is_ready(),
                 Until::Unsent(n) => self.down.unsent() <= *n,
                 Until::Turn => true,
-                Until::Moment(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
+                Until::Moment(_) | Until::Slowed(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
                 Until::Unpaused(_, write) => {
                     timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready())
                         || self.tenant.pause.holds(*write).is_none()

@@ -1,4 +1,5 @@
-//! Failed logins per address: who guesses is answered ever later (isolation.md U2).
+//! Failed logins per address and user: who guesses is answered ever later (isolation.md U2), and neither slows the logins of others from the
+//! same address nor starts anew by logging in as somebody whose password is known.
 //!
 //! The first few failures within a minute cost nothing, so that a mistyped password is no nuisance; from then on each attempt waits, twice
 //! as long after every further failure, until a minute passes without one or a login succeeds. The table has a bound: over it the
@@ -6,8 +7,9 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::{BuildHasher as _, RandomState},
     net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -24,21 +26,25 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// Most addresses that are remembered.
 const ADDRESSES: usize = 10_000;
 
-/// Where a client comes from, as far as failures are counted: all unix sockets are one, and so is a /64 of IPv6, which is what one host
+/// Hashes the names of users, so that a remembered one has a fixed size and nobody can choose two that are one.
+static NAMES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// Where a client comes from and who it wants to be, as far as failures are counted: all unix sockets are one, and so is a /64 of IPv6, which is what one host
 /// usually has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Source(Option<IpAddr>);
+pub struct Source(Option<IpAddr>, u64);
 
 impl Source {
-    /// `None`: a unix socket.
-    pub fn new(address: Option<IpAddr>) -> Self {
-        Self(address.map(|address| match address.to_canonical() {
+    /// No address: a unix socket.
+    pub fn new(address: Option<IpAddr>, user: &[u8]) -> Self {
+        let address = address.map(|address| match address.to_canonical() {
             IpAddr::V6(v6) => {
                 let [a, b, c, d, ..] = v6.segments();
                 IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
             }
             v4 @ IpAddr::V4(_) => v4,
-        }))
+        });
+        Self(address, NAMES.hash_one(user))
     }
 }
 
@@ -133,7 +139,7 @@ mod tests {
     use super::*;
 
     fn source(text: &str) -> Source {
-        Source::new(text.parse().ok())
+        Source::new(text.parse().ok(), b"alice")
     }
 
     /// Milliseconds to wait.
@@ -151,7 +157,12 @@ mod tests {
             throttle.failed(here, now);
         }
         assert_eq!(wait(&throttle, source("10.0.0.2"), now), 0);
-        assert_eq!(wait(&throttle, Source::new(None), now), 0);
+        assert_eq!(wait(&throttle, Source::new(None, b"alice"), now), 0);
+        // The same address as another user is neither slowed nor, when it logs in, a way to start anew.
+        let other = Source::new("10.0.0.1".parse().ok(), b"bob");
+        assert_eq!(wait(&throttle, other, now), 0);
+        throttle.succeeded(other);
+        assert_eq!(wait(&throttle, here, now), 5000);
         throttle.succeeded(here);
         assert_eq!((wait(&throttle, here, now), throttle.addresses()), (0, 0));
     }
@@ -159,7 +170,7 @@ mod tests {
     #[test]
     fn failures_are_forgotten_after_a_minute() {
         let throttle = Throttle::default();
-        let (here, mut now) = (Source::new(None), Instant::now());
+        let (here, mut now) = (Source::new(None, b"alice"), Instant::now());
         // Every 20 seconds there are never five within a minute.
         for _ in 0..20 {
             assert_eq!(wait(&throttle, here, now), 0);
@@ -202,6 +213,6 @@ mod tests {
         assert_eq!(source("2001:db8:1:2::1"), source("2001:db8:1:2:ffff::9"));
         assert_ne!(source("2001:db8:1:2::1"), source("2001:db8:1:3::1"));
         assert_eq!(source("::ffff:10.0.0.1"), source("10.0.0.1"));
-        assert_ne!(source("10.0.0.1"), Source::new(None));
+        assert_ne!(source("10.0.0.1"), Source::new(None, b"alice"));
     }
 }

@@ -31,7 +31,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("reload", &["config", "directory", "plane", "server", "upstream", "worker"]),
     ("resp", &["command"]),
     ("rewrite", &["command", "resp"]),
-    ("scoped", &["command", "downstream", "error", "glob", "local", "resp", "rewrite", "session", "upstream", "worker"]),
+    ("scoped", &["command", "error", "glob", "local", "resp", "rewrite", "session", "upstream", "worker"]),
     (
         "server",
         &[
