@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     config::AuthMode,
+    error::UpstreamError,
     local::{self, Hello, WRONG_PASSWORD},
     resp::Value,
     session::{Session, Until},
@@ -64,6 +65,15 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
     if s.down.alarm().killed() {
         return false;
     }
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            // Nobody knows whether the password was right: no failure, and no reason to ask its user for another.
+            s.refuse(error.to_line());
+            s.down.flush();
+            return true;
+        }
+    };
     let Some((tenant, login)) = outcome else {
         shared.throttle.failed(source, Instant::now());
         tracing::info!(client = %s.client.addr, user = %attempt.user.escape_ascii(), "login refused");
@@ -101,30 +111,34 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
     true
 }
 
-async fn check(s: &Session, attempt: &Attempt) -> Option<(Arc<Tenant>, Login)> {
+/// Who it is, if the login is right.
+async fn check(s: &Session, attempt: &Attempt) -> Result<Option<(Arc<Tenant>, Login)>, UpstreamError> {
     let directory = s.worker.shared.directory.load_full();
     let login = |password| Login { user: attempt.user.clone(), password };
     match directory.mode {
         AuthMode::Static => match directory.credentials.login(&attempt.user, &attempt.password.0).await {
             Outcome::Accepted(id) => {
-                let tenant = std::str::from_utf8(&attempt.user).ok().and_then(|name| directory.tenants.get(name))?;
-                Some((Arc::clone(tenant), login(Some(id))))
+                let tenant = std::str::from_utf8(&attempt.user).ok().and_then(|name| directory.tenants.get(name));
+                Ok(tenant.map(|tenant| (Arc::clone(tenant), login(Some(id)))))
             }
-            Outcome::Refused => None,
+            Outcome::Refused => Ok(None),
         },
         AuthMode::Upstream => {
             let (Ok(user), Ok(password)) =
                 (std::str::from_utf8(&attempt.user), std::str::from_utf8(&attempt.password.0))
             else {
-                return None;
+                return Ok(None);
             };
             let site = directory.newcomers.0.clone();
             match control::try_login(&site.target, user, password).await {
-                Ok(true) => Some((s.worker.shared.newcomer(&directory, user, password)?, login(None))),
-                Ok(false) => None,
+                Ok(true) => {
+                    let tenant = s.worker.shared.newcomer(&directory, user, password);
+                    Ok(tenant.map(|tenant| (tenant, login(None))))
+                }
+                Ok(false) => Ok(None),
                 Err(error) => {
                     tracing::warn!(upstream = %site.target, error = error.to_line(), "a login could not be checked");
-                    None
+                    Err(error)
                 }
             }
         }

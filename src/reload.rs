@@ -174,7 +174,7 @@ impl Reload {
         let before = self.shared.directory.load_full();
         self.sites.update(&config).await?;
         let directory = Directory::build(&config, &self.sites.by_name, Some(&before))?;
-        // The users of new tenants stand before anybody can log in as one; those of tenants that are gone go when their sessions have.
+        // The users of new tenants stand before anybody can log in as one; those of tenants that are gone go after their sessions.
         for site in self.sites.by_name.values() {
             plane::raise(site, &[&before, &directory]).await?;
         }
@@ -184,6 +184,12 @@ impl Reload {
         self.shared.directory.store(Arc::new(directory));
         self.sites.look_after(&self.shared);
         let ended = self.end_sessions();
+        let directory = self.shared.directory.load_full();
+        for site in self.sites.by_name.values() {
+            if let Err(error) = plane::raise(site, &[&directory]).await {
+                tracing::error!(upstream = %site.target, error, "users of tenants that are gone may still stand");
+            }
+        }
         tracing::info!(tenants = config.tenants.len(), ended, "settings reloaded");
         self.config = config;
         Ok(())

@@ -82,8 +82,9 @@ impl Identity {
         format!("keyfence-{}", self.id)
     }
 
-    fn user(&self, kind: Kind, tenant: &str) -> String {
-        format!("keyfence-{}-{}-{}", self.id, kind.word(), safe(tenant))
+    /// The number stands in it for a tenant that is another one after a reload under its old name: both have users until the first has gone.
+    fn user(&self, kind: Kind, number: u32, tenant: &str) -> String {
+        format!("keyfence-{}-{}-{number}-{}", self.id, kind.word(), safe(tenant))
     }
 
     /// The user that holes are looked for with.
@@ -303,7 +304,7 @@ impl Wall {
         for tenants in tenants.chunks(AT_ONCE) {
             let mut batch = Vec::with_capacity(2 * tenants.len());
             for tenant in tenants {
-                let names = Kind::ALL.map(|kind| self.identity.user(kind, &tenant.name));
+                let names = Kind::ALL.map(|kind| self.identity.user(kind, tenant.id, &tenant.name));
                 let may = [if tenant.scripts { &scripting } else { &data }, &sort];
                 for (name, commands) in names.iter().zip(may) {
                     let rules = rules(&tenant.prefix, &tenant.databases, commands, &holes, &self.identity.sha256);

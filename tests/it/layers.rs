@@ -20,7 +20,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("fuzz", &["command", "resp", "rewrite"]),
     ("glob", &[]),
     ("local", &["clients", "command", "glob", "login", "resp", "rewrite", "scoped", "session", "slowlog"]),
-    ("login", &["config", "local", "resp", "session", "tenant", "upstream"]),
+    ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream"]),
     ("net", &[]),
     ("plane", &["directory", "upstream", "worker"]),
     (

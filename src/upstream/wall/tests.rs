@@ -686,7 +686,7 @@ async fn users_of_the_dead_go_after_a_day() {
         let mut root = server.root().await;
         let (dead, connected, named, young) = (ago(25), ago(25), ago(25), ago(23));
         for who in [&dead, &connected, &named, &young] {
-            for user in [who.user(Kind::Data, "t"), who.user(Kind::Sort, "u"), who.scratch()] {
+            for user in [who.user(Kind::Data, 1, "t"), who.user(Kind::Sort, 2, "u"), who.scratch()] {
                 root.ask(acl("SETUSER").arg(&user).arg(&["on", "nopass", "+ping"])).await.unwrap();
             }
         }
@@ -699,7 +699,7 @@ async fn users_of_the_dead_go_after_a_day() {
         for user in others {
             root.ask(acl("SETUSER").arg(user)).await.unwrap();
         }
-        let login = Target { username: connected.user(Kind::Data, "t"), password: "x".into(), ..server.target() };
+        let login = Target { username: connected.user(Kind::Data, 1, "t"), password: "x".into(), ..server.target() };
         let _held = Line::open(&login).await.unwrap();
         let mut control = server.root().await;
         control.ask(redis::cmd("CLIENT").arg("SETNAME").arg(named.name())).await.unwrap();
@@ -805,7 +805,7 @@ fn names_are_safe_and_unique() {
     let who = Identity::new().unwrap();
     let long = "x".repeat(100);
     let names = ["", "a", "a-sort", "A", "a b", "a%20b", "a\0", "ü", "=a", "data-a", "-", &long, &"x".repeat(101)];
-    let users: HashSet<_> = names.iter().flat_map(|n| Kind::ALL.map(|kind| who.user(kind, n))).collect();
+    let users: HashSet<_> = names.iter().flat_map(|n| Kind::ALL.map(|kind| who.user(kind, 1, n))).collect();
     assert_eq!(users.len(), 2 * names.len());
     for user in &users {
         assert!(user.len() < 160 && user.bytes().all(|c| c.is_ascii_graphic()), "{user}");

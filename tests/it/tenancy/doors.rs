@@ -1,6 +1,6 @@
 //! Doors beside the ordinary path: what is streamed, what is carried out in steps, what is reloaded, and a second login.
 use super::{Speaker, TWO, line, login, words};
-use crate::support::wire::show;
+use crate::support::wire::{Client, show};
 use crate::support::{Fence, Redis, free_addr};
 
 #[test]
@@ -71,4 +71,58 @@ fn a_name_is_left_behind_at_a_login() {
     client.ask(&words("CLIENT SETNAME of-a"));
     client.ask(&words("AUTH b pb"));
     assert!(!line(&client.ask(&words("CLIENT LIST"))).contains("of-a"));
+}
+
+#[test]
+fn an_address_is_who_the_settings_say_now() {
+    let redis = Redis::start();
+    let door = free_addr();
+    let b = "[tenants.b]\npasswords = [\"pb\"]\n";
+    let a = format!("[tenants.a]\nlisten = [\"{door}\"]\npasswords = [\"pa\"]\n");
+    let fence = Fence::with_tenants(redis.addr(), &format!("{a}{b}"));
+    let mut client = Client::connect(door);
+    assert_eq!(line(&client.ask(&words("SET k of-a"))), "+OK");
+    assert_eq!(line(&client.ask(&words("AUTH b pb"))), "+OK");
+    fence.reload(b, "settings reloaded");
+    assert_eq!(line(&client.ask(&words("PING"))), "+PONG");
+    assert_eq!(line(&client.ask(&words("RESET"))), "+RESET");
+    assert!(client.ask(&words("GET k")).starts_with(b"-NOAUTH"));
+}
+
+#[test]
+fn a_transaction_is_bounded_however_its_values_come() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), TWO);
+    let mut a = login(&fence, "a", "pa");
+    let value = vec![b'x'; 40 * 1024 * 1024];
+    assert_eq!(line(&a.ask(&words("MULTI"))), "+OK");
+    assert_eq!(line(&a.call(&[b"SET", b"one", &value])), "+QUEUED");
+    assert_eq!(line(&a.call(&[b"SET", b"two", &value])), "-BUSY the transaction is too large");
+    assert!(a.ask(&words("EXEC")).starts_with(b"-EXECABORT"));
+    assert_eq!(line(&a.ask(&words("EXISTS one two"))), ":0");
+}
+
+#[test]
+fn a_tenant_with_another_prefix_has_another_wall() {
+    let redis = Redis::start();
+    let wall = "[upstream]\nacl_wall = \"require\"\n";
+    let fence = Fence::with_tenants(redis.addr(), &format!("{wall}{TWO}"));
+    for round in 0..8 {
+        let config = format!("{wall}[tenants.a]\npasswords = [\"pa\"]\nprefix = \"round{round}:\"\n");
+        fence.reload(&config, "settings reloaded");
+        let mut a = login(&fence, "a", "pa");
+        assert_eq!(line(&a.ask(&words("SET k v"))), "+OK", "round {round}");
+        // What the former tenants needed is gone with them.
+        let users = Speaker::of(redis.client()).say("ACL USERS");
+        assert_eq!(users.matches("keyfence-").count(), 2, "{users}");
+    }
+}
+
+#[test]
+fn a_login_that_cannot_be_checked_is_no_wrong_password() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), "[auth]\nmode = \"upstream\"\n");
+    drop(redis);
+    let reply = line(&fence.client().ask(&words("AUTH somebody secret")));
+    assert!(reply.starts_with("-UPSTREAM "), "{reply}");
 }

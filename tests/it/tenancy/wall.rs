@@ -11,7 +11,8 @@ fn users(redis: &Redis) -> Vec<String> {
 
 /// The data user of this tenant.
 fn data_user(redis: &Redis, tenant: &str) -> String {
-    users(redis).into_iter().find(|user| user.ends_with(&format!("-data-{tenant}"))).unwrap()
+    let ours = |user: &String| user.contains("-data-") && user.ends_with(&format!("-{tenant}"));
+    users(redis).into_iter().find(ours).unwrap()
 }
 
 /// Asks until the upstream is back: nothing but `-UPSTREAM` errors may come before.
