@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     task::JoinHandle,
     time::interval,
@@ -101,6 +101,40 @@ impl Sites {
     }
 }
 
+/// The signals that mean something.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// SIGHUP, of which one that comes before there is anything to reload must not end the process.
+    ///
+    /// # Errors
+    /// When signals cannot be watched.
+    pub fn hangup() -> Result<Signal, String> {
+        Self::watch(SignalKind::hangup())
+    }
+
+    /// With those that stop the process, which up to here do so at once.
+    ///
+    /// # Errors
+    /// When signals cannot be watched.
+    pub fn all(hangup: Signal) -> Result<Self, String> {
+        Ok(Self {
+            terminate: Self::watch(SignalKind::terminate())?,
+            interrupt: Self::watch(SignalKind::interrupt())?,
+            hangup,
+        })
+    }
+
+    fn watch(kind: SignalKind) -> Result<Signal, String> {
+        signal(kind).map_err(|e| format!("cannot watch for signals: {e}"))
+    }
+}
+
 /// The settings in force, and what was made of them.
 #[derive(Debug)]
 pub struct Reload {
@@ -116,14 +150,7 @@ pub struct Reload {
 
 impl Reload {
     /// Reloads whenever told to, until SIGTERM or SIGINT.
-    ///
-    /// # Errors
-    /// When signals cannot be watched.
-    pub async fn until_stopped(&mut self, again: impl Fn() -> Result<Config, String>) -> Result<(), String> {
-        let watch = |kind| signal(kind).map_err(|e| format!("cannot watch for signals: {e}"));
-        let mut terminate = watch(SignalKind::terminate())?;
-        let mut interrupt = watch(SignalKind::interrupt())?;
-        let mut hangup = watch(SignalKind::hangup())?;
+    pub async fn until_stopped(&mut self, mut signals: Signals, again: impl Fn() -> Result<Config, String>) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut seen = self.file.as_deref().and_then(stamp);
@@ -131,9 +158,9 @@ impl Reload {
         let mut changing = None;
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => tracing::info!("SIGHUP: reading the settings again"),
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = signals.hangup.recv() => tracing::info!("SIGHUP: reading the settings again"),
                 _ = look.tick() => {
                     let now = self.file.as_deref().and_then(stamp);
                     if now == seen || now.is_none() {

@@ -38,7 +38,7 @@ use crate::{
     downstream::{Alarm, Downstream},
     net::{ReadHalf, WriteHalf, split_tcp, split_unix},
     plane,
-    reload::{Reload, Sites},
+    reload::{Reload, Signals, Sites},
     scoped::Flushes,
     session::Session,
     slowlog::SlowLog,
@@ -84,6 +84,7 @@ pub async fn run(
     file: Option<PathBuf>,
     again: impl Fn() -> Result<Config, String>,
 ) -> Result<(), String> {
+    let hangup = Signals::hangup()?;
     let workers = match config.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -121,6 +122,7 @@ pub async fn run(
     }
     sites.look_after(&shared);
 
+    let signals = Signals::all(hangup)?;
     let (leave, leaving) = watch::channel(None);
     let mut threads = Vec::new();
     for n in 0..workers {
@@ -137,7 +139,7 @@ pub async fn run(
     }
 
     let mut reload = Reload { config, file, sites, shared: Arc::clone(&shared) };
-    reload.until_stopped(again).await?;
+    reload.until_stopped(signals, again).await;
     let Reload { config, mut sites, .. } = reload;
     tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
     leave.send_replace(Some(Instant::now() + config.shutdown_grace));

@@ -257,7 +257,7 @@ impl Session {
         self.refuse(text)
     }
 
-    /// What is held, from the request at hand on, with what has been parsed of it; for [`big`].
+    /// What is held, from the request at hand on, with what has been parsed of it; for `big`.
     pub(crate) fn take_partial(&mut self) -> (Vec<u8>, Vec<Span>, Progress) {
         let mut held = std::mem::take(&mut self.held);
         held.drain(..std::mem::take(&mut self.held_at));
