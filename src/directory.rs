@@ -123,9 +123,11 @@ impl Directory {
 
     /// Whether a session of `tenant` that logged in so, or did not have to, may go on under this directory.
     pub fn stands(&self, tenant: &Tenant, login: Option<&Login>) -> bool {
-        login.is_none_or(|login| self.still_holds(login))
-            && (self.mode == AuthMode::Upstream
-                || self.tenants.values().chain(&self.anonymous).any(|standing| standing.id == tenant.id))
+        let standing = || self.tenants.get(&tenant.name).or(self.anonymous.as_ref()).is_some_and(|t| t.id == tenant.id);
+        match login {
+            Some(login) => self.still_holds(login) && (self.mode == AuthMode::Upstream || standing()),
+            None => standing(),
+        }
     }
 
     /// Whether a session that logged in so may go on under this directory.

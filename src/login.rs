@@ -19,6 +19,9 @@ use crate::{
     upstream::control,
 };
 
+/// Logins of one connection that may be refused: with the last it is closed (isolation.md U2).
+const GUESSES: u32 = 10;
+
 /// A login to be checked.
 #[derive(Debug)]
 pub struct Attempt {
@@ -78,6 +81,11 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
         shared.throttle.failed(source, Instant::now());
         tracing::info!(client = %s.client.addr, user = %attempt.user.escape_ascii(), "login refused");
         s.refuse(WRONG_PASSWORD);
+        s.refused_logins += 1;
+        if s.refused_logins >= GUESSES {
+            s.finish(None).await;
+            return false;
+        }
         s.down.flush();
         return true;
     };

@@ -113,6 +113,8 @@ pub struct Session {
     limits: ClientLimits,
     /// It has a tenant.
     pub logged_in: bool,
+    /// Logins of this connection that were refused.
+    pub refused_logins: u32,
     /// The address it came in on, as the settings write it.
     pub listener: Rc<str>,
     /// The command at hand has been charged to the tenant's rate, and waits.
@@ -196,6 +198,7 @@ impl Session {
                 worker.clock.micros() / 1000
             },
             logged_in: false,
+            refused_logins: 0,
             listener: Rc::from(""),
             paid: false,
             charged: 0,

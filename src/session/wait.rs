@@ -16,6 +16,8 @@ use crate::{error::UpstreamError, resp, upstream::Conn};
 
 /// Bytes read ahead from a client that waits in a blocking command, to see whether it has left.
 const READ_AHEAD: usize = 1024 * 1024;
+/// The same before login: no more than a request of such a client may have.
+const BEFORE_LOGIN: usize = 16 * 1024;
 /// How often a client with that much read ahead is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes of answers made here that may wait behind a client's requests to the upstream.
@@ -140,7 +142,8 @@ impl Session {
 
     /// Whether a client that waits in a blocking command has left; what it sends meanwhile is held.
     fn poll_left(&mut self, cx: &mut std::task::Context<'_>) -> bool {
-        if self.held.len() - self.held_at >= READ_AHEAD {
+        let most = if self.logged_in { READ_AHEAD } else { BEFORE_LOGIN };
+        if self.held.len() - self.held_at >= most {
             // What is read no more still tells when the client hangs up, if it is asked now and then.
             let again = self.look_again.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LOOK_AGAIN)));
             if again.as_mut().poll(cx).is_ready() {
@@ -149,9 +152,10 @@ impl Session {
             }
             return self.read.peer_closed();
         }
-        while self.held.len() - self.held_at < READ_AHEAD {
+        while self.held.len() - self.held_at < most {
             let mut scratch = self.worker.scratch.borrow_mut();
-            match self.read.poll_read(cx, &mut scratch[..READ]) {
+            let room = READ.min(most - (self.held.len() - self.held_at));
+            match self.read.poll_read(cx, &mut scratch[..room]) {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(n)) if n > 0 => self.held.extend_from_slice(&scratch[..n]),
                 Poll::Ready(_) => return true,
@@ -161,7 +165,7 @@ impl Session {
     }
 
     /// Writes a last word, lets the client take what it is owed, and waits for it to close, so that no reset overtakes the last bytes.
-    pub(super) async fn finish(&mut self, last: Option<&[u8]>) {
+    pub(crate) async fn finish(&mut self, last: Option<&[u8]>) {
         if let Some(text) = last {
             self.down.append(|out| resp::put_error(out, text));
         }

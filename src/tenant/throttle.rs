@@ -1,5 +1,6 @@
 //! Failed logins per address and user: who guesses is answered ever later (isolation.md U2), and neither slows the logins of others from the
-//! same address nor starts anew by logging in as somebody whose password is known.
+//! same address nor starts anew by logging in as somebody whose password is known. Who tries many users is slowed by address alone, after
+//! more failures, which no success forgives.
 //!
 //! The first few failures within a minute cost nothing, so that a mistyped password is no nuisance; from then on each attempt waits, twice
 //! as long after every further failure, until a minute passes without one or a login succeeds. The table has a bound: over it the
@@ -17,6 +18,8 @@ use tokio::time::Instant;
 
 /// Failures that cost nothing.
 const FREE: u32 = 5;
+/// The same of an address, whoever its users.
+const FREE_OF_ALL: u32 = 50;
 /// Within this time; also how long an address must be without a failure to be as new.
 const WINDOW: Duration = Duration::from_secs(60);
 /// First wait.
@@ -46,6 +49,11 @@ impl Source {
         });
         Self(address, NAMES.hash_one(user))
     }
+
+    /// The address alone.
+    fn whoever(self) -> Self {
+        Self(self.0, 0)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,20 +65,49 @@ struct Failures {
 }
 
 impl Failures {
-    /// Whether they are too old to matter at `now`.
-    fn over(&self, now: Instant) -> bool {
-        let since = if self.count < FREE { self.first } else { self.last };
+    /// Whether they are too old to matter at `now`, when `free` cost nothing.
+    fn over(&self, free: u32, now: Instant) -> bool {
+        let since = if self.count < free { self.first } else { self.last };
         now.saturating_duration_since(since) >= WINDOW
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
+    /// Failures that cost nothing.
+    free: u32,
     by_address: HashMap<Source, Failures>,
     by_age: BTreeSet<(Instant, Source)>,
 }
 
 impl Table {
+    fn new(free: u32) -> Self {
+        Self { free, by_address: HashMap::new(), by_age: BTreeSet::new() }
+    }
+
+    fn before(&self, source: Source, now: Instant) -> Duration {
+        match self.by_address.get(&source) {
+            Some(failures) if failures.count >= self.free && !failures.over(self.free, now) => {
+                (SHORTEST * 2u32.saturating_pow((failures.count - self.free).min(10))).min(LONGEST)
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    fn failed(&mut self, source: Source, now: Instant, most: usize) {
+        let free = self.free;
+        let before = self.remove(source).filter(|failures| !failures.over(free, now));
+        if before.is_none() && self.by_address.len() >= most {
+            let oldest = self.by_age.first().map(|(_, source)| *source);
+            oldest.and_then(|source| self.remove(source));
+        }
+        let mut failures = before.unwrap_or(Failures { count: 0, first: now, last: now });
+        failures.count = failures.count.saturating_add(1);
+        failures.last = failures.last.max(now);
+        self.by_age.insert((failures.last, source));
+        self.by_address.insert(source, failures);
+    }
+
     fn remove(&mut self, source: Source) -> Option<Failures> {
         let failures = self.by_address.remove(&source)?;
         self.by_age.remove(&(failures.last, source));
@@ -82,6 +119,8 @@ impl Table {
 #[derive(Debug)]
 pub struct Throttle {
     table: Mutex<Table>,
+    /// By address alone.
+    of_all: Mutex<Table>,
     most: usize,
 }
 
@@ -94,36 +133,22 @@ impl Default for Throttle {
 impl Throttle {
     /// Remembers `most` addresses.
     pub fn new(most: usize) -> Self {
-        Self { table: Mutex::default(), most: most.max(1) }
+        Self { table: Mutex::new(Table::new(FREE)), of_all: Mutex::new(Table::new(FREE_OF_ALL)), most: most.max(1) }
     }
 
     /// How long an attempt from there has to wait before it is looked at.
     pub fn before(&self, source: Source, now: Instant) -> Duration {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        match table.by_address.get(&source) {
-            Some(failures) if failures.count >= FREE && !failures.over(now) => {
-                (SHORTEST * 2u32.saturating_pow((failures.count - FREE).min(10))).min(LONGEST)
-            }
-            _ => Duration::ZERO,
-        }
+        let of_user = self.table.lock().unwrap_or_else(PoisonError::into_inner).before(source, now);
+        of_user.max(self.of_all.lock().unwrap_or_else(PoisonError::into_inner).before(source.whoever(), now))
     }
 
     /// An attempt from there failed.
     pub fn failed(&self, source: Source, now: Instant) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = table.remove(source).filter(|failures| !failures.over(now));
-        if before.is_none() && table.by_address.len() >= self.most {
-            let oldest = table.by_age.first().map(|(_, source)| *source);
-            oldest.and_then(|source| table.remove(source));
-        }
-        let mut failures = before.unwrap_or(Failures { count: 0, first: now, last: now });
-        failures.count = failures.count.saturating_add(1);
-        failures.last = failures.last.max(now);
-        table.by_age.insert((failures.last, source));
-        table.by_address.insert(source, failures);
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).failed(source, now, self.most);
+        self.of_all.lock().unwrap_or_else(PoisonError::into_inner).failed(source.whoever(), now, self.most);
     }
 
-    /// An attempt from there succeeded: its failures are forgotten.
+    /// An attempt from there succeeded: the failures of that user are forgotten.
     pub fn succeeded(&self, source: Source) {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(source);
     }
@@ -165,6 +190,20 @@ mod tests {
         assert_eq!(wait(&throttle, here, now), 5000);
         throttle.succeeded(here);
         assert_eq!((wait(&throttle, here, now), throttle.addresses()), (0, 0));
+    }
+
+    #[test]
+    fn u2_many_users_from_one_address_are_slowed_too() {
+        let (throttle, now) = (Throttle::default(), Instant::now());
+        let user = |n: u32| Source::new("10.0.0.1".parse().ok(), &n.to_le_bytes());
+        for n in 0..50 {
+            assert_eq!(wait(&throttle, user(n), now), 0);
+            throttle.failed(user(n), now);
+        }
+        // Nor does a success help.
+        throttle.succeeded(user(0));
+        assert_eq!(wait(&throttle, user(50), now), 100);
+        assert_eq!(wait(&throttle, source("10.0.0.2"), now), 0);
     }
 
     #[test]

@@ -77,6 +77,17 @@ fn u2_after_failures_it_still_answers() {
 }
 
 #[test]
+fn u2_the_tenth_refused_login_ends_the_connection() {
+    let world = World::new("require");
+    let mut guess = world.fence.client();
+    // As ten users, so that none of them has to wait.
+    let bytes: Vec<u8> = (0..11).flat_map(|n| words(&format!("AUTH nobody{n} x"))).collect();
+    guess.send(&bytes);
+    assert_eq!(line(&guess.read_to_end()), format!("{WRONG}|").repeat(10).trim_end_matches('|'));
+    assert_eq!(line(&world.fence.client().ask(&words("AUTH b pb"))), "+OK");
+}
+
+#[test]
 fn u3_one_text_for_every_failure() {
     let world = World::new("require");
     for text in ["AUTH b wrong", "AUTH nosuch pb", "AUTH default pb", "AUTH pb"] {
