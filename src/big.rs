@@ -108,7 +108,7 @@ pub async fn pass(s: &mut Session) -> bool {
 fn abandon(s: &mut Session) {
     if let Some(own) = s.own.take() {
         own.taint();
-        s.reach.pool.release(Rc::clone(own.conn()));
+        s.reach.pool.release(own);
     }
 }
 
@@ -198,7 +198,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
         return refused(transaction::TOO_LARGE);
     }
     match &s.own {
-        Some(own) => Choice::Sink(Sink::Upstream { conn: Rc::clone(own.conn()), row }),
+        Some(own) => Choice::Sink(Sink::Upstream { conn: Rc::clone(own), row }),
         None => Choice::Hold,
     }
 }

@@ -180,7 +180,6 @@ impl Wanted<'_> {
                 pause: Pause::default(),
                 limits: Limits::default(),
                 connections: AtomicU32::new(0),
-                pins: AtomicU32::new(0),
                 large: AtomicU64::new(0),
             }),
         }

@@ -209,7 +209,7 @@ pub fn drop_state(s: &mut Session) {
     s.select_on_commit = None;
     if let Some(own) = s.own.take() {
         own.taint();
-        s.reach.pool.release(std::rc::Rc::clone(own.conn()));
+        s.reach.pool.release(own);
     }
 }
 

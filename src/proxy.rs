@@ -71,8 +71,7 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
         return s.refuse(NO_RESTORE);
     }
     if let Some(error) = over_limit(s, row, spans, frame.len()) {
-        s.hold_up();
-        return s.refuse(error);
+        return s.refuse_over_rate(error);
     }
     // A block is let go or held as a whole, at its MULTI: a part of it may be in the upstream's buffer already.
     let writes = row.is_write() || matches!(row.name, "MULTI" | "EXEC");

@@ -14,7 +14,6 @@
 mod state;
 mod wait;
 
-pub use state::Pinned;
 use wait::LINGER;
 pub use wait::Until;
 
@@ -58,8 +57,8 @@ pub const READ: usize = 64 * 1024;
 pub const HELD: usize = 64 * 1024;
 /// What a client may have done in one turn: a command costs 1, an answer made here 1 more per 64 bytes.
 const TURN: u64 = 16 * 1024;
-/// How long a client that goes on over its tenant's rate waits for its next turn.
-const OVER_RATE: Duration = Duration::from_millis(10);
+/// How long a client that goes on over its tenant's rate waits for its next turn: this to twice this, so that many do not come back at once.
+const OVER_RATE: Duration = Duration::from_millis(50);
 
 /// What to do after a request.
 #[derive(Debug)]
@@ -128,7 +127,7 @@ pub struct Session {
     /// The shared upstream connection it uses.
     pub lane: Option<Rc<Conn>>,
     /// The dedicated one it uses instead while it has one.
-    pub own: Option<Pinned>,
+    pub own: Option<Rc<Conn>>,
     /// Between MULTI and EXEC.
     pub tx: Option<Tx>,
     /// Keys are watched on `own`.
@@ -249,7 +248,7 @@ impl Session {
                 Step::Flow(Flow::Again(Until::Turn)) => {
                     self.cost = 0;
                     if std::mem::take(&mut self.over_rate) {
-                        self.wait(Until::Moment(Instant::now() + OVER_RATE)).await
+                        self.wait(Until::Moment(Instant::now() + OVER_RATE.mul_f64(1.0 + fastrand::f64()))).await
                     } else {
                         tokio::task::yield_now().await;
                         true
@@ -300,7 +299,7 @@ impl Session {
         self.down.close();
         if let Some(own) = self.own {
             own.taint();
-            self.reach.pool.release(Rc::clone(own.conn()));
+            self.reach.pool.release(own);
         }
     }
 

@@ -44,8 +44,6 @@ pub struct Tenant {
     pub limits: Limits,
     /// Its client connections.
     pub connections: AtomicU32,
-    /// Upstream connections that its sessions have to themselves.
-    pub pins: AtomicU32,
     /// Declared bytes of the large requests it is sending.
     pub large: AtomicU64,
 }

@@ -8,6 +8,7 @@
 pub mod conn;
 pub mod control;
 pub mod managed;
+pub mod open;
 pub mod wall;
 
 use std::{
@@ -16,10 +17,7 @@ use std::{
     fmt, io,
     path::PathBuf,
     rc::{Rc, Weak},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,6 +29,7 @@ use tokio::{
 
 pub use conn::{Conn, Owed, What};
 use control::Facts;
+use open::Open;
 pub use wall::Kind;
 use wall::{Holes, Login, Wall};
 
@@ -205,11 +204,6 @@ impl Site {
         }
     }
 
-    /// How many dedicated connections one tenant may have: half of all, so that neither shared ones nor other tenants' go short.
-    pub fn dedicated_share(&self) -> u32 {
-        u32::try_from(self.open.limit / 2).unwrap_or(u32::MAX).max(1)
-    }
-
     /// Which connections a command travels on: where the wall cannot hold it, the rewriting alone does.
     pub fn kind(&self, row: &Row) -> Kind {
         self.holes.load().as_ref().map_or(Kind::Data, |holes| holes.kind(row))
@@ -317,38 +311,6 @@ impl Target {
     }
 }
 
-/// Connections open to one upstream, over all workers.
-#[derive(Debug)]
-pub struct Open {
-    count: AtomicUsize,
-    limit: usize,
-}
-
-impl Open {
-    /// At most `limit` at once.
-    pub fn new(limit: usize) -> Self {
-        Self { count: AtomicUsize::new(0), limit }
-    }
-
-    /// How many are open.
-    pub fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// A place; dedicated connections leave the last tenth to shared ones.
-    fn acquire(&self, dedicated: bool) -> Result<(), UpstreamError> {
-        let limit = if dedicated { (self.limit * 9 / 10).max(1) } else { self.limit };
-        let taken = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
-        taken
-            .map(drop)
-            .map_err(|_| UpstreamError::Busy(format!("max_connections ({}) to the upstream are in use", self.limit)))
-    }
-
-    fn release(&self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Whether it is worth trying to connect.
 #[derive(Debug)]
 pub struct Health {
@@ -408,6 +370,8 @@ pub struct Env {
     connects: Semaphore,
     /// Replies withheld because they held a foreign name.
     pub isolation_failures: Cell<u64>,
+    /// Retired connections by tenant.
+    retired: RefCell<HashMap<u32, u32>>,
 }
 
 /// See the module.
@@ -437,6 +401,7 @@ impl Pool {
             health: Health::default(),
             connects: Semaphore::new(CONNECTS),
             isolation_failures: Cell::new(0),
+            retired: RefCell::default(),
         });
         Self { env, shared: RefCell::default(), spare: RefCell::default(), all: RefCell::default() }
     }
@@ -454,7 +419,10 @@ impl Pool {
         }
         let conn = self.open(key, false)?;
         match conns.get_mut(at) {
-            Some(place) => *place = Rc::clone(&conn),
+            Some(place) => {
+                conn.succeed(place);
+                *place = Rc::clone(&conn);
+            }
             None => conns.push(Rc::clone(&conn)),
         }
         Ok(conn)
@@ -484,10 +452,23 @@ impl Pool {
 
     fn open(&self, key: Key, dedicated: bool) -> Result<Rc<Conn>, UpstreamError> {
         self.env.health.check()?;
-        self.env.site.open.acquire(dedicated)?;
-        let conn = Conn::open(&self.env, key);
+        if let Err(full) = self.env.site.open.acquire(key.tenant, dedicated)
+            && !self.take_place_of_spare(key.tenant)
+        {
+            return Err(full);
+        }
+        let conn = Conn::open(&self.env, key, dedicated);
         self.all.borrow_mut().push(Rc::downgrade(&conn));
         Ok(conn)
+    }
+
+    /// Closes a connection that the tenant does not need just now, whose state is another than is wanted: its place is the caller's.
+    fn take_place_of_spare(&self, tenant: u32) -> bool {
+        let mut spare = self.spare.borrow_mut();
+        let of_tenant = spare.iter_mut().find(|(key, conns)| key.tenant == tenant && !conns.is_empty());
+        let Some(conn) = of_tenant.and_then(|(_, conns)| conns.pop()) else { return false };
+        conn.close();
+        conn.give_place()
     }
 
     /// Once per tick: deadlines.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{FactsOf, Flow, Replies, Session, TURN};
 
 /// How many commands over a rate one client is told so about in one turn.
-const REFUSALS: u64 = 16;
+const REFUSALS: u64 = 8;
 
 use crate::{
     command::{Row, Span},
@@ -24,33 +24,6 @@ use crate::{
     tenant::Tenant,
     upstream::{Conn, Key, Kind, Owed, What, control::Facts},
 };
-
-/// A dedicated connection in the hands of a session.
-#[derive(Debug)]
-pub struct Pinned {
-    conn: Rc<Conn>,
-    tenant: Arc<Tenant>,
-}
-
-impl Pinned {
-    /// The connection.
-    pub fn conn(&self) -> &Rc<Conn> {
-        &self.conn
-    }
-}
-
-impl std::ops::Deref for Pinned {
-    type Target = Conn;
-    fn deref(&self) -> &Conn {
-        &self.conn
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 impl Session {
     /// The namespace requests are rewritten into.
@@ -100,7 +73,7 @@ impl Session {
     /// [`UpstreamError`] when there is none to be had.
     pub fn conn(&mut self) -> Result<Rc<Conn>, UpstreamError> {
         if let Some(own) = &self.own {
-            return Ok(Rc::clone(own.conn()));
+            return Ok(Rc::clone(own));
         }
         let key = self.key();
         if let Some(lane) = &self.lane
@@ -125,31 +98,9 @@ impl Session {
         if self.own.is_none() {
             // The other user may do all that the first may, and what a transaction may need besides.
             let kind = if self.reach.site.holes.load().is_some() { Kind::Sort } else { Kind::Data };
-            self.own = Some(self.dedicated(kind)?);
+            self.own = Some(self.reach.pool.dedicated(Key { kind, ..self.key() })?);
         }
         Ok(())
-    }
-
-    /// A dedicated connection of the tenant's, which may have a share of them all and no more (isolation.md L6).
-    ///
-    /// # Errors
-    /// [`UpstreamError`] when there is none to be had.
-    fn dedicated(&self, kind: Kind) -> Result<Pinned, UpstreamError> {
-        let share = self.reach.site.dedicated_share();
-        if self.tenant.pins.fetch_add(1, Ordering::Relaxed) >= share {
-            self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
-            return Err(UpstreamError::Busy(format!(
-                "{share} connections of this tenant's own are in use; see max_connections"
-            )));
-        }
-        let conn = self.reach.pool.dedicated(Key { kind, ..self.key() });
-        match conn {
-            Ok(conn) => Ok(Pinned { conn, tenant: Arc::clone(&self.tenant) }),
-            Err(error) => {
-                self.tenant.pins.fetch_sub(1, Ordering::Relaxed);
-                Err(error)
-            }
-        }
     }
 
     /// Gives the dedicated connection back once no state and no reply needs it.
@@ -160,7 +111,7 @@ impl Session {
         if self.few_in_flight(0)
             && let Some(own) = self.own.take()
         {
-            self.reach.pool.release(Rc::clone(own.conn()));
+            self.reach.pool.release(own);
         }
     }
 
@@ -222,7 +173,7 @@ impl Session {
         self.cost += bytes.len() as u64 / 64;
         if self.down.in_flight() == 0 {
             self.down.append(|out| out.extend_from_slice(bytes));
-        } else if let Some(conn) = self.own.as_ref().map(Pinned::conn).or(self.lane.as_ref()) {
+        } else if let Some(conn) = self.own.as_ref().or(self.lane.as_ref()) {
             self.down.wait_with(bytes.len());
             conn.expect(&self.down, Owed::Local(Bytes::copy_from_slice(bytes)), false, What::NOTHING);
         }
@@ -231,14 +182,21 @@ impl Session {
     /// Charges the tenant's rate with the bytes written to the client since this was last done.
     pub fn charge_replies(&mut self, now: Instant) {
         let written = self.down.written();
-        let since = written - std::mem::replace(&mut self.charged, written);
+        // What will not be charged may not have been written yet.
+        let since = written.saturating_sub(self.charged);
+        self.charged = self.charged.max(written);
         self.tenant.limits.bytes.charge(since, now);
     }
 
-    /// The command at hand is over a rate: a client that goes on all the same is answered only so many times in a while.
-    pub fn hold_up(&mut self) {
+    /// Refuses the command at hand, which is over a rate: a client that goes on all the same is told so only so many times in a while, and is
+    /// not charged for being told.
+    pub fn refuse_over_rate(&mut self, text: String) -> Flow {
         self.cost += TURN / REFUSALS;
         self.over_rate = true;
+        if !self.muted() {
+            self.charged += text.len() as u64 + "-\r\n".len() as u64;
+        }
+        self.refuse(text)
     }
 
     /// Refuses the command at hand: an open transaction cannot be carried out any more.

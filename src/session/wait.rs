@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Pinned, READ, Session, TURN};
+use super::{READ, Session, TURN};
 use crate::{error::UpstreamError, resp, upstream::Conn};
 
 /// Bytes read ahead from a client that waits in a blocking command, to see whether it has left.
@@ -55,7 +55,7 @@ impl Session {
         if self.down.in_flight() >= most {
             return Some(Until::InFlight(most / 2));
         }
-        if let Some(conn) = self.own.as_ref().map(Pinned::conn).or(self.lane.as_ref())
+        if let Some(conn) = self.own.as_ref().or(self.lane.as_ref())
             && !conn.dead()
         {
             if conn.congested() {

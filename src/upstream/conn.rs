@@ -14,6 +14,7 @@
 //! (A reply off by one is what showed one user's data to another in March 2023, redis-py issue 2624.)
 
 mod read;
+mod window;
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,12 +30,15 @@ use bytes::Bytes;
 use tokio::{task::AbortHandle, time::timeout};
 
 use read::{PATIENCE, Reading};
+use window::Window;
 
 use super::{Env, Key};
 use crate::{downstream::Downstream, error::UpstreamError, net::WriteHalf, resp, rewrite::reply::Unprefix};
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
 const CONGESTED: usize = 1024 * 1024;
+/// Most retired connections of a tenant, per worker.
+const RETIRED: u32 = 16;
 /// `since` of a request that may wait as long as it takes: a blocking command.
 pub const NEVER: u32 = u32::MAX;
 
@@ -98,8 +102,15 @@ pub struct Conn {
     tainted: Cell<bool>,
     /// The reader waits for a slow client: the reply at hand has no deadline.
     paused: Cell<bool>,
-    /// It carries a reply that its client reads slowly: new requests go elsewhere, and it closes when nothing is owed any more.
+    /// It belongs to one session at a time.
+    dedicated: bool,
+    /// It counts among the open ones.
+    place: Cell<bool>,
+    /// It carries a reply that its client reads slowly: new requests go elsewhere, and it closes when nothing is owed any more. Never a
+    /// dedicated one.
     retired: Cell<bool>,
+    /// Replies due, and how large they have been.
+    window: Window,
     /// How much longer those behind that reply may be kept waiting.
     patience: Cell<Duration>,
     /// Tick of the last byte read.
@@ -115,14 +126,19 @@ pub struct Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        self.env.site.open.release();
+        if self.give_place() {
+            self.env.site.open.release(self.key.tenant);
+        }
+        if self.retired.get() {
+            self.env.retired.borrow_mut().entry(self.key.tenant).and_modify(|n| *n = n.saturating_sub(1));
+        }
     }
 }
 
 impl Conn {
     /// A connection that begins to connect; requests may be sent at once and leave when it is up. The caller holds a place in
     /// `env.site.open`, which the connection gives back when it is dropped.
-    pub(super) fn open(env: &Rc<Env>, key: Key) -> Rc<Self> {
+    pub(super) fn open(env: &Rc<Env>, key: Key, dedicated: bool) -> Rc<Self> {
         let conn = Rc::new(Self {
             key,
             env: Rc::clone(env),
@@ -134,7 +150,10 @@ impl Conn {
             dead: Cell::new(false),
             tainted: Cell::new(false),
             paused: Cell::new(false),
+            dedicated,
+            place: Cell::new(true),
             retired: Cell::new(false),
+            window: Window::default(),
             patience: Cell::new(PATIENCE),
             progress: Cell::new(env.clock.now()),
             used: Cell::new(env.clock.now()),
@@ -182,6 +201,30 @@ impl Conn {
         self.dead.get()
     }
 
+    /// Its place among the open ones is another's from now on; `false` when it has been already.
+    pub(super) fn give_place(&self) -> bool {
+        self.place.replace(false)
+    }
+
+    /// It takes the place of `before`, whose clients are as likely to be its own.
+    pub(super) fn succeed(&self, before: &Self) {
+        self.window.learn_from(&before.window);
+    }
+
+    /// New requests should go elsewhere. A tenant whose clients are slow on many connections gets no further ones: then its other requests
+    /// wait with them.
+    fn retire(&self) {
+        if self.dedicated || self.retired.get() {
+            return;
+        }
+        let mut retired = self.env.retired.borrow_mut();
+        let count = retired.entry(self.key.tenant).or_default();
+        if *count < RETIRED {
+            *count += 1;
+            self.retired.set(true);
+        }
+    }
+
     /// Whether new requests should go elsewhere.
     pub fn retired(&self) -> bool {
         self.retired.get()
@@ -227,6 +270,9 @@ impl Conn {
     /// The next reply not yet spoken for is `owed` to `client`. `patient`: no deadline.
     pub fn expect(&self, client: &Rc<Downstream>, owed: Owed, patient: bool, what: What) {
         client.expect(1);
+        if !matches!(owed, Owed::Local(_)) {
+            self.window.sent();
+        }
         let now = self.env.clock.now();
         self.used.set(now);
         let since = if patient { NEVER } else { now };
@@ -247,6 +293,7 @@ impl Conn {
     /// A request of keyfence's own whose reply is dropped.
     pub fn send_own(&self, frame: &[u8]) {
         self.send(|out| out.extend_from_slice(frame));
+        self.window.sent();
         self.waiters.borrow_mut().push_back(Waiter {
             client: None,
             owed: Owed::Dropped,
@@ -259,7 +306,15 @@ impl Conn {
 
     /// Whether sessions should wait before they send more.
     pub fn congested(&self) -> bool {
-        self.out.borrow().len() + self.writing.get() > CONGESTED
+        self.window.full() || self.out.borrow().len() + self.writing.get() > CONGESTED
+    }
+
+    /// Wakes the sessions that wait for room, when there is some.
+    fn wake_waiting_for_room(&self) {
+        let mut room = self.room.borrow_mut();
+        if !room.is_empty() && self.window.has_room() && self.out.borrow().len() + self.writing.get() <= CONGESTED {
+            room.drain(..).for_each(Waker::wake);
+        }
     }
 
     /// Ready once it is no longer congested, or dead.
@@ -359,9 +414,7 @@ impl Conn {
             }
             self.writing.set(0);
             self.env.spares.put(buf);
-            for waker in self.room.borrow_mut().drain(..) {
-                waker.wake();
-            }
+            self.wake_waiting_for_room();
         }
     }
 

@@ -69,10 +69,13 @@ impl Conn {
                 let buf = &scratch[..held + n];
                 self.progress.set(self.env.clock.now());
                 self.env.clock.look();
-                let used = match self.deliver(buf, &mut written) {
+                let mut replies = 0;
+                let used = match self.deliver(buf, &mut written, &mut replies) {
                     Ok(used) => used,
                     Err(error) => return Poll::Ready(Err(error.to_owned())),
                 };
+                self.window.read(n, replies);
+                self.wake_waiting_for_room();
                 rest.clear();
                 rest.extend_from_slice(&buf[used..]);
                 if rest.len() > scratch.len() / 2 {
@@ -126,7 +129,7 @@ impl Conn {
         self.paused.set(true);
         let drained = |deadline| tokio::time::timeout_at(deadline, poll_fn(|cx| client.poll_drained(cx)));
         if drained(Instant::now() + CATCH_UP).await.is_err() {
-            self.retired.set(true);
+            self.retire();
             loop {
                 let others = others();
                 if others && self.patience.get().is_zero() {
@@ -147,8 +150,8 @@ impl Conn {
         self.paused.set(false);
     }
 
-    /// Hands the replies in `buf` to those who wait for them: the bytes used.
-    fn deliver(&self, buf: &[u8], written: &mut Vec<Rc<Downstream>>) -> Result<usize, &'static str> {
+    /// Hands the replies in `buf` to those who wait for them, and counts them in `replies`: the bytes used.
+    fn deliver(&self, buf: &[u8], written: &mut Vec<Rc<Downstream>>, replies: &mut u32) -> Result<usize, &'static str> {
         let mut reading = self.reading.borrow_mut();
         let reading = &mut *reading;
         let mut waiters = self.waiters.borrow_mut();
@@ -182,6 +185,7 @@ impl Conn {
                     let passed = raw(buf, at, reading, waiter.count, client, written);
                     at = passed.at;
                     waiter.count -= passed.done;
+                    *replies += passed.done;
                     settle(waiter.client.as_ref(), passed.done);
                     self.note_slow(waiter, passed.done);
                     if passed.malformed {
@@ -241,6 +245,7 @@ impl Conn {
                 return Ok(at);
             }
             if matches!(waiter.owed, Owed::Rewritten(_) | Owed::Instead(_)) {
+                *replies += 1;
                 self.note_slow(waiter, 1);
             }
             waiters.pop_front();
