@@ -4,12 +4,15 @@
 //! databases, commands) is the same tenant in both, its limits changed in place, so its connections never notice.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
+
+use dashmap::DashMap;
+use tokio::sync::Mutex;
 
 use crate::{
     config::{self, AuthMode, Config, DATABASES, Listen, Template},
@@ -35,9 +38,36 @@ pub struct Directory {
     pub nobody: Arc<Tenant>,
     /// Which tenant a connection is by the address it came in on, as the settings write it.
     pub listeners: HashMap<String, Arc<Tenant>>,
-    /// Where tenants live that come to be by logging in to the upstream, and their prefix, `{user}` standing for the name.
-    pub newcomers: (Arc<Site>, Template, u32),
+    /// Tenants that come to be by logging in to the upstream.
+    pub newcomers: Newcomers,
+    /// The numbers of the tenants of the settings, and of nobody.
+    standing: HashSet<u32>,
+    /// Rates and sizes of the tenants, not in force before [`Directory::enforce_limits`].
+    limits: Vec<(Arc<Tenant>, config::Limits)>,
     ids: Arc<AtomicU32>,
+}
+
+/// Tenants that come to be by logging in to the upstream; see the module.
+#[derive(Debug)]
+pub struct Newcomers {
+    /// Where they log in, and live.
+    pub site: Arc<Site>,
+    /// Their prefix, `{user}` standing for the name.
+    template: Template,
+    /// Their database.
+    db: u32,
+    /// Those that have logged in, by name. Shared by directories that make the same tenants of them, and by no others: a login that was
+    /// checked under one that is no longer in force leaves nothing behind in the next.
+    known: Arc<DashMap<String, Arc<Tenant>>>,
+}
+
+impl Newcomers {
+    fn new(site: Arc<Site>, config: &Config, before: Option<&Self>) -> Self {
+        let (template, db) = (config.auth.upstream_prefix.clone(), config.upstream.db);
+        let same = before.filter(|b| Arc::ptr_eq(&b.site, &site) && (&b.template, b.db) == (&template, db));
+        let known = same.map(|b| Arc::clone(&b.known)).unwrap_or_default();
+        Self { site, template, db, known }
+    }
 }
 
 /// The upstream's name in the settings that have only one.
@@ -54,6 +84,7 @@ impl Directory {
         let default = site(DEFAULT)?;
         let mut tenants = HashMap::new();
         let mut listeners = HashMap::new();
+        let mut limits = Vec::new();
         for t in &config.tenants {
             let wanted = Wanted {
                 name: &t.name,
@@ -64,7 +95,7 @@ impl Directory {
                 permitted: Permitted::from_lists(&t.allow, &t.deny),
             };
             let tenant = wanted.same_or_new(previous.and_then(|p| p.tenants.get(&t.name)), &ids);
-            limit(&tenant.limits, &t.limits);
+            limits.push((Arc::clone(&tenant), t.limits));
             for listen in &t.listen {
                 listeners.insert(address(listen), Arc::clone(&tenant));
             }
@@ -95,25 +126,50 @@ impl Directory {
             };
             wanted.same_or_new(None, &ids)
         });
-        let newcomers = (default, config.auth.upstream_prefix.clone(), config.upstream.db);
+        let newcomers = Newcomers::new(default, config, previous.map(|p| &p.newcomers));
         let credentials = Credentials::new(config.tenants.iter().map(|t| (t.name.as_bytes(), &t.passwords[..])));
         let credentials = Arc::new(credentials);
-        Ok(Self { tenants, anonymous, open, credentials, mode: config.auth.mode, nobody, listeners, newcomers, ids })
+        let standing = tenants.values().chain(&anonymous).chain([&nobody]).map(|t| t.id).collect();
+        let mode = config.auth.mode;
+        Ok(Self { tenants, anonymous, open, credentials, mode, nobody, listeners, newcomers, standing, limits, ids })
     }
 
-    /// The tenant that the upstream's user `name` is; none when the name is too long for a prefix.
-    pub fn newcomer(&self, name: &str) -> Option<Arc<Tenant>> {
-        let (site, template, db_base) = &self.newcomers;
-        let prefix = template.of(name.as_bytes()).ok()?;
-        let wanted = Wanted {
-            name,
-            prefix: prefix.as_bytes(),
-            site: Arc::clone(site),
-            db_base: *db_base,
-            databases: 1,
-            permitted: Permitted::all(),
+    /// Puts the limits of the settings into force. Tenants that have not changed are shared with the directory before this one: until this is
+    /// called they keep what they had.
+    pub fn enforce_limits(&self) {
+        self.limits.iter().for_each(|(tenant, wanted)| limit(&tenant.limits, wanted));
+    }
+
+    /// The tenant that the upstream's user `name` is, who has just logged in there with `password`: its connections will, too. None when the name
+    /// is too long for a prefix.
+    pub fn newcomer(&self, name: &str, password: &str) -> Option<Arc<Tenant>> {
+        let Newcomers { site, template, db, known } = &self.newcomers;
+        // The settings may have something to say about this user.
+        let tenant = match self.tenants.get(name).cloned().or_else(|| known.get(name).map(|t| Arc::clone(&t))) {
+            Some(tenant) => tenant,
+            None => {
+                let prefix = template.of(name.as_bytes()).ok()?;
+                let wanted = Wanted {
+                    name,
+                    prefix: prefix.as_bytes(),
+                    site: Arc::clone(site),
+                    db_base: *db,
+                    databases: 1,
+                    permitted: Permitted::all(),
+                };
+                Arc::clone(&known.entry(name.to_owned()).or_insert_with(|| wanted.same_or_new(None, &self.ids)))
+            }
         };
-        Some(wanted.same_or_new(None, &self.ids))
+        // Where a tenant of the settings lives on another upstream, that one's wall knows its users.
+        if Arc::ptr_eq(&tenant.site, site) {
+            site.knows_login(tenant.id, name, password);
+        }
+        Some(tenant)
+    }
+
+    /// Whether there is a tenant with this number.
+    pub fn has(&self, tenant: u32) -> bool {
+        self.standing.contains(&tenant) || self.newcomers.known.iter().any(|t| t.id == tenant)
     }
 
     /// Who a connection that came in on `listener`, as the settings write it, is before it says so; none: it must log in.
@@ -121,20 +177,16 @@ impl Directory {
         self.listeners.get(listener).or(self.anonymous.as_ref())
     }
 
-    /// Whether a session of `tenant` that logged in so, or did not have to, may go on under this directory.
-    pub fn stands(&self, tenant: &Tenant, login: Option<&Login>) -> bool {
-        let standing = || self.tenants.get(&tenant.name).or(self.anonymous.as_ref()).is_some_and(|t| t.id == tenant.id);
-        match login {
-            Some(login) => self.still_holds(login) && (self.mode == AuthMode::Upstream || standing()),
-            None => standing(),
-        }
-    }
-
-    /// Whether a session that logged in so may go on under this directory.
-    pub fn still_holds(&self, login: &Login) -> bool {
-        match login.password {
-            Some(id) => self.mode == AuthMode::Static && self.credentials.holds(&login.user, id),
-            None => self.mode == AuthMode::Upstream,
+    /// Whether a session of the tenant with this number that logged in so, or did not have to, may go on under this directory.
+    pub fn stands(&self, tenant: u32, login: Option<&Login>) -> bool {
+        let Some(Login { user, password }) = login else { return self.standing.contains(&tenant) };
+        match (self.mode, password) {
+            (AuthMode::Static, Some(id)) => self.credentials.holds(user, *id) && self.standing.contains(&tenant),
+            (AuthMode::Upstream, None) => std::str::from_utf8(user).is_ok_and(|name| match self.tenants.get(name) {
+                Some(now) => now.id == tenant,
+                None => self.newcomers.known.get(name).is_some_and(|t| t.id == tenant),
+            }),
+            _ => false,
         }
     }
 }
@@ -180,7 +232,9 @@ impl Wanted<'_> {
                 pause: Pause::default(),
                 limits: Limits::default(),
                 connections: AtomicU32::new(0),
+                backlog: Arc::default(),
                 large: AtomicU64::new(0),
+                step: Mutex::default(),
             }),
         }
     }

@@ -17,7 +17,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -97,6 +97,15 @@ impl Alarm {
     }
 }
 
+/// Unsent replies of all clients of one tenant, over all workers: each client is booked in whole MiB, so that a small reply costs nothing here.
+#[derive(Debug, Default)]
+pub struct Backlog(AtomicUsize);
+
+/// How many times `client_output_limit` all clients of a tenant may have unsent together.
+const BACKLOG: usize = 8;
+/// The unit of a [`Backlog`], as a power of two.
+const BOOKED: u32 = 20;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Downstream {
@@ -124,6 +133,9 @@ pub struct Downstream {
     written: Cell<u64>,
     /// The worker looks after it because its socket was full.
     watched: Cell<bool>,
+    /// Its tenant's, and how much of it is this client's, in MiB.
+    backlog: RefCell<Arc<Backlog>>,
+    booked: Cell<usize>,
 }
 
 impl Downstream {
@@ -144,7 +156,32 @@ impl Downstream {
             alarm,
             written: Cell::new(0),
             watched: Cell::new(false),
+            backlog: RefCell::default(),
+            booked: Cell::new(0),
         }
+    }
+
+    /// Its unsent replies count among these from now on.
+    pub fn belong_to(&self, backlog: &Arc<Backlog>) {
+        self.book(0);
+        *self.backlog.borrow_mut() = Arc::clone(backlog);
+        self.book(self.unsent());
+    }
+
+    /// Takes note of `unsent` bytes; `false` when the tenant's clients have too many together.
+    fn book(&self, unsent: usize) -> bool {
+        let (now, before) = (unsent >> BOOKED, self.booked.get());
+        if now == before {
+            return true;
+        }
+        self.booked.set(now);
+        let backlog = self.backlog.borrow();
+        if now < before {
+            backlog.0.fetch_sub(before - now, Ordering::Relaxed);
+            return true;
+        }
+        let all = backlog.0.fetch_add(now - before, Ordering::Relaxed) + (now - before);
+        all <= (self.limit >> BOOKED).max(1) * BACKLOG
     }
 
     /// Whether the socket is full and nobody watches for how long yet; from now on somebody does.
@@ -228,9 +265,10 @@ impl Downstream {
         if self.gone() {
             out.clear();
             self.sent.set(0);
-        } else if out.len() - self.sent.get() > self.limit {
+        } else if out.len() - self.sent.get() > self.limit || !self.book(out.len() - self.sent.get()) {
+            let unsent = out.len() - self.sent.get();
             drop(out);
-            tracing::debug!(limit = self.limit, "client is slower than its replies: disconnected");
+            tracing::debug!(unsent, limit = self.limit, "client is slower than its replies: disconnected");
             self.abandon();
         }
         result
@@ -317,6 +355,7 @@ impl Downstream {
             sent = 0;
         }
         self.sent.set(sent);
+        self.book(out.len() - sent);
         if out.len() - sent <= LOW_WATER
             && let Some(producer) = self.producer.borrow_mut().take()
         {
@@ -345,6 +384,7 @@ impl Downstream {
         self.write.borrow_mut().take();
         self.blocked.set(false);
         self.sent.set(0);
+        self.book(0);
         if let Ok(mut out) = self.out.try_borrow_mut() {
             *out = Vec::new();
         }

@@ -238,6 +238,9 @@ fn hello(s: &mut Session, args: &Args<'_>) -> Flow {
             if !client::printable(args.at(i + 1)) {
                 return s.refuse(client::BAD_NAME);
             }
+            if args.at(i + 1).len() > client::LABEL {
+                return s.refuse(client::too_long("Client names"));
+            }
             hello.name = Some(args.at(i + 1).to_vec());
             i += 2;
         } else {

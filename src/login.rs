@@ -1,9 +1,9 @@
 //! AUTH and HELLO … AUTH: one path for both doors. A login is checked apart from the data path (a hash may take tens of milliseconds, the
 //! upstream a round trip), failures are slowed per address, and who logs in anew leaves everything of its former tenant behind.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     config::AuthMode,
@@ -17,6 +17,7 @@ use crate::{
         throttle::Source,
     },
     upstream::control,
+    worker::Shared,
 };
 
 /// Logins of one connection that may be refused: with the last it is closed (isolation.md U2).
@@ -56,15 +57,16 @@ pub struct Login {
     pub password: Option<PasswordId>,
 }
 
+/// Who somebody turned out to be.
+type Proven = Option<(Arc<Tenant>, Login)>;
+
 /// Checks a login and answers it; nothing is in flight. `false` when the connection ended meanwhile.
 pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
-    let source = Source::new(s.client.addr.parse::<SocketAddr>().ok().map(|a| a.ip()), &attempt.user);
-    let shared = Arc::clone(&s.worker.shared);
-    let delay = shared.throttle.before(source, Instant::now());
-    if !delay.is_zero() && !s.wait(Until::Slowed(Instant::now() + delay)).await {
-        return false;
-    }
-    let outcome = check(s, &attempt).await;
+    let user = attempt.user.clone();
+    let hello = attempt.hello;
+    let source = Source::new(s.client.addr.parse::<SocketAddr>().ok().map(|a| a.ip()), &user);
+    let proof = prove(Arc::clone(&s.worker.shared), source, user.clone(), attempt.password);
+    let Some(outcome) = wait_for(s, proof).await else { return false };
     if s.down.alarm().killed() {
         return false;
     }
@@ -78,8 +80,7 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
         }
     };
     let Some((tenant, login)) = outcome else {
-        shared.throttle.failed(source, Instant::now());
-        tracing::info!(client = %s.client.addr, user = %attempt.user.escape_ascii(), "login refused");
+        tracing::info!(client = %s.client.addr, user = %user.escape_ascii(), "login refused");
         s.refuse(WRONG_PASSWORD);
         s.refused_logins += 1;
         if s.refused_logins >= GUESSES {
@@ -89,7 +90,6 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
         s.down.flush();
         return true;
     };
-    shared.throttle.succeeded(source);
     let again = s.logged_in && s.tenant.id == tenant.id;
     if !again && !tenant.admit() {
         s.refuse(format!("ERR max number of clients of tenant '{}' reached", tenant.name));
@@ -105,13 +105,13 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
         s.become_tenant(tenant, Some(login));
     }
     // A reload while the login was checked has ended the sessions it had to end, without this one, which was not yet what it is now.
-    if !s.worker.shared.directory.load().stands(&s.tenant, s.login().as_ref()) {
+    if !s.worker.shared.stands(s.tenant.id, s.login().as_ref()) {
         s.become_nobody();
         s.refuse(WRONG_PASSWORD);
         s.down.flush();
         return true;
     }
-    match attempt.hello {
+    match hello {
         Some(hello) => local::greet(s, hello),
         None => s.answer(&Value::ok()),
     }
@@ -119,28 +119,68 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
     true
 }
 
+/// The outcome of `proof`, which goes on apart from the session if it takes a while; `None`, and the proof is given up, when the client leaves.
+async fn wait_for<T: 'static>(s: &mut Session, proof: impl Future<Output = T> + 'static) -> Option<T> {
+    let mut proof = Box::pin(proof);
+    let at_once = poll_fn(|cx| {
+        Poll::Ready(match proof.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => None,
+        })
+    });
+    if let Some(outcome) = at_once.await {
+        return Some(outcome);
+    }
+    let done = Rc::new(Cell::new(None));
+    let (result, down) = (Rc::clone(&done), Rc::clone(&s.down));
+    s.down.expect(1);
+    let proving = tokio::task::spawn_local(async move {
+        result.set(Some(proof.await));
+        down.settle(1);
+        down.alarm().ring();
+    });
+    if !s.wait(Until::Proven).await {
+        proving.abort();
+        return None;
+    }
+    done.take()
+}
+
+/// Looks at a login when its turn has come: few from one source at once, each after the delay that the failures before it have earned.
+async fn prove(shared: Arc<Shared>, source: Source, user: Vec<u8>, password: Secret) -> Result<Proven, UpstreamError> {
+    let _turn = shared.throttle.turn(source).await;
+    let delay = shared.throttle.before(source, Instant::now());
+    if !delay.is_zero() {
+        sleep(delay).await;
+    }
+    let outcome = check(&shared, &user, &password.0).await?;
+    match outcome {
+        Some(_) => shared.throttle.succeeded(source),
+        None => shared.throttle.failed(source, Instant::now()),
+    }
+    Ok(outcome)
+}
+
 /// Who it is, if the login is right.
-async fn check(s: &Session, attempt: &Attempt) -> Result<Option<(Arc<Tenant>, Login)>, UpstreamError> {
-    let directory = s.worker.shared.directory.load_full();
-    let login = |password| Login { user: attempt.user.clone(), password };
+async fn check(shared: &Shared, user: &[u8], password: &[u8]) -> Result<Proven, UpstreamError> {
+    let directory = shared.directory.load_full();
+    let login = |password| Login { user: user.to_vec(), password };
     match directory.mode {
-        AuthMode::Static => match directory.credentials.login(&attempt.user, &attempt.password.0).await {
+        AuthMode::Static => match directory.credentials.login(user, password).await {
             Outcome::Accepted(id) => {
-                let tenant = std::str::from_utf8(&attempt.user).ok().and_then(|name| directory.tenants.get(name));
+                let tenant = std::str::from_utf8(user).ok().and_then(|name| directory.tenants.get(name));
                 Ok(tenant.map(|tenant| (Arc::clone(tenant), login(Some(id)))))
             }
             Outcome::Refused => Ok(None),
         },
         AuthMode::Upstream => {
-            let (Ok(user), Ok(password)) =
-                (std::str::from_utf8(&attempt.user), std::str::from_utf8(&attempt.password.0))
-            else {
+            let (Ok(name), Ok(password)) = (std::str::from_utf8(user), std::str::from_utf8(password)) else {
                 return Ok(None);
             };
-            let site = directory.newcomers.0.clone();
-            match control::try_login(&site.target, user, password).await {
+            let site = Arc::clone(&directory.newcomers.site);
+            match control::try_login(&site, name, password).await {
                 Ok(true) => {
-                    let tenant = s.worker.shared.newcomer(&directory, user, password);
+                    let tenant = directory.newcomer(name, password);
                     Ok(tenant.map(|tenant| (tenant, login(None))))
                 }
                 Ok(false) => Ok(None),
@@ -160,5 +200,13 @@ pub fn start_over(s: &mut Session) {
         Some(tenant) if tenant.id == s.tenant.id && s.logged_in => s.set_login(None),
         Some(tenant) if tenant.admit() => s.become_tenant(tenant, None),
         _ => s.become_nobody(),
+    }
+    end_if_reloaded(s);
+}
+
+/// Ends a session that became `s.tenant` by a directory that a reload has replaced meanwhile: the reload did not find it as what it is now.
+pub fn end_if_reloaded(s: &Session) {
+    if s.logged_in && !s.worker.shared.stands(s.tenant.id, s.login().as_ref()) {
+        s.down.alarm().kill();
     }
 }

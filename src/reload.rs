@@ -2,7 +2,7 @@
 //! says so. Connections of tenants that did not change never notice.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, SystemTime},
@@ -16,11 +16,11 @@ use tokio::{
 };
 
 use crate::{
-    config::{self, AclWall, Config},
+    config::{self, AclWall, AuthMode, Config},
     directory::{DEFAULT, Directory},
     plane, server,
     upstream::{
-        Logins, Site,
+        Logins, Site, Target,
         wall::{Identity, Wall},
     },
     worker::Shared,
@@ -36,41 +36,84 @@ pub struct Sites {
     pub by_name: HashMap<String, Arc<Site>>,
     settings: HashMap<String, config::Upstream>,
     watchers: HashMap<String, JoinHandle<()>>,
-    managed: Vec<(watch::Sender<bool>, JoinHandle<()>)>,
+    managed: HashMap<String, Child>,
+}
+
+/// The supervisor of a server that was started here: told to stop it, and awaited.
+type Child = (watch::Sender<bool>, JoinHandle<()>);
+
+/// Upstreams that settings ask for, and nothing uses yet.
+#[derive(Debug)]
+pub struct Staged {
+    /// All of them by name; those whose settings have not changed are the ones in force.
+    pub by_name: HashMap<String, Arc<Site>>,
+    settings: HashMap<String, config::Upstream>,
+    managed: HashMap<String, Child>,
+}
+
+impl Staged {
+    /// Stops the servers that were started for nothing.
+    async fn discard(self) {
+        stop_all(self.managed).await;
+    }
+}
+
+async fn stop_all(children: HashMap<String, Child>) {
+    for (stop, supervisor) in children.into_values() {
+        stop.send_replace(true);
+        let _ = supervisor.await;
+    }
+}
+
+/// Takes the users of keyfence's own away from an upstream that is not used any more.
+async fn leave(site: &Site) {
+    if let Err(error) = site.wall.lower().await {
+        tracing::warn!(upstream = %site.target, %error, "the users of the wall were left behind");
+    }
 }
 
 impl Sites {
-    /// Brings them in line with `config`; one whose settings have not changed stays the same.
+    /// The upstreams of `config`; one whose settings have not changed stays the same. Nothing is in force before [`Sites::take`].
     ///
     /// # Errors
     /// When a managed server cannot be started.
-    pub async fn update(&mut self, config: &Config) -> Result<(), String> {
-        let mut by_name = HashMap::new();
+    pub async fn stage(&self, config: &Config) -> Result<Staged, String> {
         let wanted = config.upstreams.iter().map(|(name, up)| (name.as_str(), up)).chain([(DEFAULT, &config.upstream)]);
-        for (name, up) in wanted.clone() {
+        let settings = wanted.clone().map(|(name, up)| (name.to_owned(), up.clone())).collect();
+        let mut staged = Staged { by_name: HashMap::new(), settings, managed: HashMap::new() };
+        for (name, up) in wanted {
             let site = match self.by_name.get(name) {
                 Some(site) if self.settings.get(name) == Some(up) => Arc::clone(site),
-                _ => {
-                    let (target, child) = server::upstream(up).await?;
-                    if let Some(child) = child {
-                        let (stop, stopping) = watch::channel(false);
-                        self.managed.push((stop, tokio::spawn(child.supervise(stopping))));
+                _ => match server::upstream(up).await {
+                    Ok((target, child)) => {
+                        if let Some(child) = child {
+                            let (stop, stopping) = watch::channel(false);
+                            staged.managed.insert(name.to_owned(), (stop, tokio::spawn(child.supervise(stopping))));
+                        }
+                        new_site(name, up, target, config.auth.mode)?
                     }
-                    let identity = Identity::new().map_err(|e| format!("the system gives no random bytes: {e}"))?;
-                    let wall = Wall::new(target.clone(), up.acl_wall, identity);
-                    let logins = match (up.acl_wall, config.auth.mode) {
-                        (AclWall::Off, _) => Logins::Own,
-                        (_, config::AuthMode::Upstream) if name == DEFAULT => Logins::Users(HashMap::new()),
-                        _ => Logins::None("the wall does not stand yet".into()),
-                    };
-                    Arc::new(Site::new(name, target, wall, logins, up.max_connections, up.connections_per_worker))
-                }
+                    Err(error) => {
+                        staged.discard().await;
+                        return Err(error);
+                    }
+                },
             };
-            by_name.insert(name.to_owned(), site);
+            staged.by_name.insert(name.to_owned(), site);
         }
-        self.settings = wanted.map(|(name, up)| (name.to_owned(), up.clone())).collect();
-        self.by_name = by_name;
-        Ok(())
+        Ok(staged)
+    }
+
+    /// Puts them into force: those that were and are no more, and their servers.
+    pub fn take(&mut self, staged: Staged) -> Gone {
+        let before = std::mem::replace(&mut self.by_name, staged.by_name);
+        self.settings = staged.settings;
+        let gone: Vec<_> = before
+            .into_iter()
+            .filter(|(name, site)| !self.by_name.get(name).is_some_and(|now| Arc::ptr_eq(now, site)))
+            .collect();
+        let children = gone.iter().filter_map(|(name, _)| Some((name.clone(), self.managed.remove(name)?))).collect();
+        self.managed.extend(staged.managed);
+        Gone { sites: gone.into_iter().map(|(_, site)| site).collect(), children }
     }
 
     /// Starts looking after those that are new, and stops with those that are gone.
@@ -90,14 +133,38 @@ impl Sites {
             watcher.abort();
         }
         for site in self.by_name.values() {
-            if let Err(error) = site.wall.lower().await {
-                tracing::warn!(upstream = %site.target, %error, "the users of the wall were left behind");
-            }
+            leave(site).await;
         }
-        for (stop, supervisor) in self.managed.drain(..) {
-            stop.send_replace(true);
-            let _ = supervisor.await;
+        stop_all(std::mem::take(&mut self.managed)).await;
+    }
+}
+
+fn new_site(name: &str, up: &config::Upstream, target: Target, mode: AuthMode) -> Result<Arc<Site>, String> {
+    let identity = Identity::new().map_err(|e| format!("the system gives no random bytes: {e}"))?;
+    let wall = Wall::new(target.clone(), up.acl_wall, identity);
+    let logins = match (up.acl_wall, mode) {
+        // Wall or not: who logs in as a user of the upstream gets that user's rights, never keyfence's.
+        (_, AuthMode::Upstream) if name == DEFAULT => Logins::Users(HashMap::new()),
+        (AclWall::Off, _) => Logins::Own,
+        _ => Logins::None("the wall does not stand yet".into()),
+    };
+    Ok(Arc::new(Site::new(name, target, wall, logins, up.max_connections, up.connections_per_worker)))
+}
+
+/// Upstreams that are not in force any more.
+#[derive(Debug)]
+pub struct Gone {
+    sites: Vec<Arc<Site>>,
+    children: HashMap<String, Child>,
+}
+
+impl Gone {
+    /// Leaves them as they were found; nobody uses them any more.
+    async fn leave(self) {
+        for site in &self.sites {
+            leave(site).await;
         }
+        stop_all(self.children).await;
     }
 }
 
@@ -188,7 +255,7 @@ impl Reload {
 
     /// Puts `config` into force.
     async fn apply(&mut self, mut config: Config) -> Result<(), String> {
-        let open = |c: &Config| c.tenants.is_empty() && c.auth.mode == config::AuthMode::Static;
+        let open = |c: &Config| c.tenants.is_empty() && c.auth.mode == AuthMode::Static;
         if open(&config) && !open(&self.config) {
             return Err(
                 "the settings have no tenants any more, so that nobody would have to log in: that takes a restart"
@@ -199,15 +266,28 @@ impl Reload {
             tracing::warn!(setting = name, "changed, but takes effect only with a restart");
         }
         let before = self.shared.directory.load_full();
-        self.sites.update(&config).await?;
-        let directory = Directory::build(&config, &self.sites.by_name, Some(&before))?;
-        // The users of new tenants stand before anybody can log in as one; those of tenants that are gone go after their sessions.
-        for site in self.sites.by_name.values() {
-            plane::raise(site, &[&before, &directory]).await?;
-        }
+        let staged = self.sites.stage(&config).await?;
+        let directory = match self.prepare(&config, &staged, &before).await {
+            Ok(directory) => directory,
+            Err(error) => {
+                // What stood before stands again, without the users that were made for nothing.
+                for site in staged.by_name.values() {
+                    if self.sites.by_name.values().any(|known| Arc::ptr_eq(known, site)) {
+                        let _ = plane::raise(site, &[&before]).await;
+                    } else {
+                        leave(site).await;
+                    }
+                }
+                staged.discard().await;
+                return Err(error);
+            }
+        };
+        // From here on nothing can fail.
         config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+        let gone = self.sites.take(staged);
         self.shared.limits.store(Arc::new(server::client_limits(&config)));
         self.shared.slowlog.set(config.admin.slowlog_threshold, config.admin.slowlog_length);
+        directory.enforce_limits();
         self.shared.directory.store(Arc::new(directory));
         self.sites.look_after(&self.shared);
         let ended = self.end_sessions();
@@ -217,28 +297,34 @@ impl Reload {
                 tracing::error!(upstream = %site.target, error, "users of tenants that are gone may still stand");
             }
         }
+        gone.leave().await;
         tracing::info!(tenants = config.tenants.len(), ended, "settings reloaded");
         self.config = config;
         Ok(())
     }
 
+    /// Everything that may fail: the directory of `config`, and walls in which old and new tenants have their users. Those of new tenants
+    /// stand before anybody can log in as one; those of tenants that are gone go after their sessions.
+    async fn prepare(&self, config: &Config, staged: &Staged, before: &Directory) -> Result<Directory, String> {
+        let directory = Directory::build(config, &staged.by_name, Some(before))?;
+        for site in staged.by_name.values() {
+            plane::raise(site, &[before, &directory]).await?;
+        }
+        Ok(directory)
+    }
+
     /// Ends the sessions of tenants that are gone or not what they were, and those whose password was taken out: blocked ones too.
     fn end_sessions(&self) -> usize {
-        let directory = self.shared.directory.load();
-        let mut standing: HashSet<u32> = directory.tenants.values().chain(&directory.anonymous).map(|t| t.id).collect();
-        standing.insert(directory.nobody.id);
-        if directory.mode == config::AuthMode::Upstream {
-            standing.extend(self.shared.newcomers.iter().map(|t| t.id));
-        }
         let mut ended = 0;
         for client in self.shared.clients.all() {
             let login = client.login.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let holds = login.is_none_or(|l| directory.still_holds(&l));
-            if !holds || !standing.contains(&client.tenant.load(Ordering::Relaxed)) {
+            if !self.shared.stands(client.tenant.load(Ordering::Relaxed), login.as_ref()) {
                 client.alarm.kill();
                 ended += 1;
             }
         }
+        let directory = self.shared.directory.load();
+        self.shared.flushes.keep(|tenant| directory.has(tenant));
         ended
     }
 }
@@ -250,6 +336,11 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
         |c: &Config| c.listen.iter().chain(c.tenants.iter().flat_map(|t| &t.listen)).cloned().collect::<Vec<_>>();
     if addresses(old) != addresses(new) {
         names.push("listen");
+    }
+    // Its upstream's connections log in as others.
+    if old.auth.mode != new.auth.mode {
+        names.push("auth.mode");
+        new.auth.mode = old.auth.mode;
     }
     if old.workers != new.workers {
         names.push("workers");

@@ -10,18 +10,23 @@ mod flush;
 
 pub use flush::Flushes;
 
-use std::{cell::Cell, collections::HashSet, rc::Rc, time::Duration};
+use std::{cell::Cell, collections::HashSet, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{MutexGuard, SemaphorePermit},
+    time::Instant,
+};
 
 use crate::{
     command::{Args, Row},
+    downstream::Downstream,
     error::UpstreamError,
     glob, local,
     resp::Value,
     rewrite::canonical,
     session::{Session, Until},
-    upstream::Logins,
+    tenant::Tenant,
+    upstream::control::Control,
     worker::{Reach, Worker},
 };
 
@@ -134,21 +139,26 @@ fn scan(args: &Args<'_>) -> Result<Scan, String> {
 
 /// Does the work and answers: `false` when the connection ended meanwhile. Nothing is in flight for the session.
 pub async fn run(s: &mut Session, job: Job) -> bool {
-    if let Logins::None(why) = &**s.reach.site.logins.load() {
-        let error = UpstreamError::Unreachable(why.clone()).to_line();
-        s.refuse(error);
-        s.down.flush();
-        return true;
-    }
+    let control = match s.reach.control(s.tenant.id) {
+        Ok(control) => control,
+        Err(error) => {
+            s.refuse(error.to_line());
+            s.down.flush();
+            return true;
+        }
+    };
+    // A FLUSHDB goes on when its client leaves, so as not to be left half done; anything else is for that client alone.
+    let flushes = matches!(job, Job::Flush { .. });
     let scope = Scope {
         worker: Rc::clone(&s.worker),
         reach: Rc::clone(&s.reach),
-        tenant: s.tenant.id,
+        control,
+        tenant: Arc::clone(&s.tenant),
         prefix: Rc::clone(&s.prefix),
         db: s.tenant.db_base + s.db,
+        asked_by: (!flushes).then(|| Rc::clone(&s.down)),
     };
     let muted = s.muted();
-    // The work goes on by itself, so that a client that leaves does not leave half a FLUSHDB behind.
     let limit = s.worker.shared.limits.load().output;
     let bases = if matches!(job, Job::Flush { all: true, .. }) {
         (0..s.tenant.databases).map(|n| s.tenant.db_base + n).collect()
@@ -157,7 +167,7 @@ pub async fn run(s: &mut Session, job: Job) -> bool {
     };
     let view = local::info::View::of(s);
     let done = Rc::new(Cell::new(None));
-    let (result, alarm) = (Rc::clone(&done), std::sync::Arc::clone(s.down.alarm()));
+    let (result, alarm) = (Rc::clone(&done), Arc::clone(s.down.alarm()));
     s.down.expect(1);
     let down = Rc::clone(&s.down);
     tokio::task::spawn_local(async move {
@@ -194,16 +204,10 @@ async fn work(
         Job::DbSize => Ok(Value::Int(i64::try_from(scope.count_shared().await?).unwrap_or(i64::MAX))),
         Job::RandomKey => Ok(scope.random().await?.map_or(Value::Null, Value::Bulk)),
         Job::Flush { wait, unlink, .. } => {
-            let run = flush::run(scope.clone(), dbs, unlink);
             if wait {
-                run.await?;
+                flush::run(scope.clone(), dbs, unlink).await?;
             } else {
-                // Told now, done in a while; a failure has nobody left to be told but the log.
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = run.await {
-                        tracing::warn!(error = error.to_line(), "FLUSH ASYNC was not finished");
-                    }
-                });
+                flush::run_later(scope, dbs, unlink);
             }
             Ok(Value::ok())
         }
@@ -219,10 +223,20 @@ async fn work(
 struct Scope {
     worker: Rc<Worker>,
     reach: Rc<Reach>,
-    tenant: u32,
+    control: Rc<Control>,
+    tenant: Arc<Tenant>,
     prefix: Rc<[u8]>,
     /// The upstream's number.
     db: u32,
+    /// The client without which it need not go on.
+    asked_by: Option<Rc<Downstream>>,
+}
+
+/// The right to one step: held by one client of a tenant, and by few tenants at once.
+#[derive(Debug)]
+struct Turn<'a> {
+    _of_tenant: MutexGuard<'a, ()>,
+    _of_all: SemaphorePermit<'a>,
 }
 
 impl Scope {
@@ -230,10 +244,39 @@ impl Scope {
         [&glob::escape(&self.prefix), rest].concat()
     }
 
-    /// One page: the next cursor, and the names in it, prefix taken off. A name without the prefix cannot match; should one come all the
-    /// same, it is left out and said.
+    /// Waits for the turn of this work among the tenant's, and of the tenant among all, in the order of asking (isolation.md E2, L1).
+    ///
+    /// # Errors
+    /// When the client has left, or the turn does not come in time.
+    async fn turn(&self) -> Result<Turn<'_>, UpstreamError> {
+        let limit = self.reach.site.target.socket_timeout;
+        let turn = async {
+            let of_tenant = self.tenant.step.lock().await;
+            // Waiting with the tenant's own turn in hand, so that each tenant is in this queue once.
+            let of_all = self.reach.site.steps.acquire().await.map_err(|_| UpstreamError::Lost)?;
+            Ok(Turn { _of_tenant: of_tenant, _of_all: of_all })
+        };
+        let turn = tokio::time::timeout(limit, turn).await.map_err(|_| UpstreamError::TimedOut(limit))??;
+        if self.asked_by.as_ref().is_some_and(|client| client.gone()) { Err(UpstreamError::Lost) } else { Ok(turn) }
+    }
+
+    /// One page, when its turn has come.
     async fn page(
         &self,
+        cursor: u64,
+        pattern: &[u8],
+        count: u32,
+        kind: Option<&[u8]>,
+    ) -> Result<(u64, Vec<Vec<u8>>), UpstreamError> {
+        let turn = self.turn().await?;
+        self.page_in(&turn, cursor, pattern, count, kind).await
+    }
+
+    /// One page: the next cursor, and the names in it, prefix taken off. A name without the prefix cannot match; should one come all the
+    /// same, it is left out and said.
+    async fn page_in(
+        &self,
+        _turn: &Turn<'_>,
         cursor: u64,
         pattern: &[u8],
         count: u32,
@@ -244,7 +287,7 @@ impl Scope {
         if let Some(kind) = kind {
             cmd.arg("TYPE").arg(kind);
         }
-        let (next, mut names): (String, Vec<Vec<u8>>) = self.reach.control.query(self.db, &cmd).await?;
+        let (next, mut names): (String, Vec<Vec<u8>>) = self.control.query(self.db, &cmd).await?;
         let before = names.len();
         names.retain_mut(|name| {
             let own = name.starts_with(&self.prefix);
@@ -314,7 +357,7 @@ impl Scope {
 
     /// A count that was begun after it was asked for; those who ask meanwhile share the next.
     async fn count_shared(&self) -> Result<u64, UpstreamError> {
-        let gate = self.worker.shared.flushes.counting(self.tenant, self.db);
+        let gate = self.worker.shared.flushes.counting(self.tenant.id, self.db);
         gate.pass(async || self.count().await).await
     }
 
@@ -329,7 +372,11 @@ impl Scope {
             seen.extend(names.iter().map(|n| std::hash::BuildHasher::hash_one(&state, n)));
             cursor = next;
             if cursor == 0 {
-                self.worker.shared.flushes.counts.insert((self.tenant, self.db), (Instant::now(), seen.len() as u64));
+                self.worker
+                    .shared
+                    .flushes
+                    .counts
+                    .insert((self.tenant.id, self.db), (Instant::now(), seen.len() as u64));
                 return Ok(seen.len() as u64);
             }
         }
@@ -337,7 +384,7 @@ impl Scope {
 
     /// A count that is fresh enough to show, if one can be had at once.
     async fn count_soon(&self) -> Option<u64> {
-        let key = (self.tenant, self.db);
+        let key = (self.tenant.id, self.db);
         let known = self.worker.shared.flushes.counts.get(&key).map(|c| *c);
         if let Some((at, n)) = known
             && at.elapsed() < COUNT_FRESH

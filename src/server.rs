@@ -22,7 +22,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use dashmap::DashMap;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     net::{TcpListener, UnixListener, lookup_host},
@@ -36,6 +35,7 @@ use crate::{
     config::{self, Config, Endpoint as Place, Listen},
     directory::{self, Directory},
     downstream::{Alarm, Downstream},
+    login,
     net::{ReadHalf, WriteHalf, split_tcp, split_unix},
     plane,
     reload::{Reload, Signals, Sites},
@@ -90,8 +90,10 @@ pub async fn run(
         n => n,
     };
     let mut bound = Vec::new();
-    for listen in config.listen.iter().chain(config.tenants.iter().flat_map(|t| &t.listen)) {
-        let one: Bound = bind(listen, workers).await?;
+    let of_all = config.listen.iter().map(|listen| (listen, false));
+    let of_tenants = config.tenants.iter().flat_map(|t| &t.listen).map(|listen| (listen, true));
+    for (listen, of_tenant) in of_all.chain(of_tenants) {
+        let one = Bound { of_tenant, ..bind(listen, workers).await? };
         // Two listeners on one address would each get some of its connections, and with them the other's tenant.
         if let Some(other) = bound.iter().find(|b: &&Bound| b.shown == one.shown) {
             return Err(format!("cannot listen on {}: it is the same address as {}", one.name, other.name));
@@ -99,14 +101,16 @@ pub async fn run(
         bound.push(one);
     }
     let mut sites = Sites::default();
-    sites.update(&config).await?;
+    let staged = sites.stage(&config).await?;
+    sites.take(staged);
     let port = bound.iter().find_map(|b| b.port).unwrap_or(0);
+    let directory = Directory::build(&config, &sites.by_name, None)?;
+    directory.enforce_limits();
     let shared = Arc::new(Shared {
-        directory: ArcSwap::from_pointee(Directory::build(&config, &sites.by_name, None)?),
+        directory: ArcSwap::from_pointee(directory),
         clients: Clients::default(),
         limits: ArcSwap::from_pointee(client_limits(&config)),
         throttle: Throttle::default(),
-        newcomers: DashMap::default(),
         flushes: Flushes::default(),
         slowlog: Arc::new(SlowLog::new(config.admin.slowlog_threshold, config.admin.slowlog_length)),
         started: Instant::now(),
@@ -126,7 +130,8 @@ pub async fn run(
     let (leave, leaving) = watch::channel(None);
     let mut threads = Vec::new();
     for n in 0..workers {
-        let listeners = bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, b.name.clone()))).collect();
+        let listeners =
+            bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, b.name.clone(), b.of_tenant))).collect();
         let (shared, leaving) = (Arc::clone(&shared), leaving.clone());
         let thread = thread::Builder::new()
             .name(format!("worker-{n}"))
@@ -179,6 +184,8 @@ fn random_id() -> String {
 struct Bound {
     /// As the settings write it.
     name: String,
+    /// A connection that comes in on it is a tenant's.
+    of_tenant: bool,
     shown: String,
     port: Option<u16>,
     path: Option<PathBuf>,
@@ -208,6 +215,7 @@ async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
             }
             Ok(Bound {
                 name: directory::address(listen),
+                of_tenant: false,
                 shown: at.to_string(),
                 port: Some(at.port()),
                 path: None,
@@ -223,6 +231,7 @@ async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
             }
             Ok(Bound {
                 name: directory::address(listen),
+                of_tenant: false,
                 shown: format!("unix:{}", path.display()),
                 port: None,
                 path: Some(path.clone()),
@@ -256,6 +265,14 @@ fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
     Ok(listener)
 }
 
+/// The address that a connection came in on.
+struct Address {
+    /// As the settings write it.
+    name: Rc<str>,
+    /// It was bound for a tenant.
+    of_tenant: bool,
+}
+
 /// Counts the sessions of a worker.
 #[derive(Default)]
 struct Sessions {
@@ -274,7 +291,7 @@ impl Drop for Present {
     }
 }
 
-fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String)>, mut leaving: watch::Receiver<Option<Instant>>) {
+fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String, bool)>, mut leaving: watch::Receiver<Option<Instant>>) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -287,11 +304,11 @@ fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String)>, mut leaving: w
         let worker = Worker::new(shared);
         let sessions = Rc::<Sessions>::default();
         let mut accepting = Vec::new();
-        for (listener, name) in listeners {
+        for (listener, name, of_tenant) in listeners {
             let (worker, sessions) = (Rc::clone(&worker), Rc::clone(&sessions));
-            let name = Rc::from(name);
+            let address = Address { name: Rc::from(name), of_tenant };
             accepting.push(tokio::task::spawn_local(async move {
-                if let Err(error) = accept(&worker, &sessions, listener, &name).await {
+                if let Err(error) = accept(&worker, &sessions, listener, &address).await {
                     tracing::error!(%error, "a listener failed");
                 }
             }));
@@ -313,7 +330,7 @@ fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String)>, mut leaving: w
     });
 }
 
-async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener, name: &Rc<str>) -> io::Result<()> {
+async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener, address: &Address) -> io::Result<()> {
     enum Any {
         Tcp(TcpListener),
         Unix(UnixListener),
@@ -331,7 +348,7 @@ async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener
             Any::Unix(l) => l.accept().await.map(|(stream, _)| (split_unix(stream), "unix:0".into(), "unix:0".into())),
         };
         match accepted {
-            Ok(((read, write), addr, laddr)) => greet(worker, sessions, name, (read, write), (addr, laddr)),
+            Ok(((read, write), addr, laddr)) => greet(worker, sessions, address, (read, write), (addr, laddr)),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 sleep(ACCEPT_PAUSE).await;
@@ -344,14 +361,18 @@ async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener
 fn greet(
     worker: &Rc<Worker>,
     sessions: &Rc<Sessions>,
-    listener: &Rc<str>,
+    listener: &Address,
     (read, write): (ReadHalf, WriteHalf),
     (addr, laddr): (String, String),
 ) {
     let shared = &worker.shared;
     let limits = shared.limits.load();
     let directory = shared.directory.load();
-    let tenant = directory.first(listener);
+    let tenant = directory.first(&listener.name);
+    if listener.of_tenant && !directory.listeners.contains_key(&*listener.name) {
+        let _ = write.try_write(b"-ERR the tenant of this address is not served any more\r\n");
+        return;
+    }
     if shared.clients.len() >= limits.clients || tenant.is_some_and(|t| !t.admit()) {
         let _ = write.try_write(b"-ERR max number of clients reached\r\n");
         return;
@@ -377,9 +398,10 @@ fn greet(
     shared.clients.insert(Arc::clone(&client));
     let down = Rc::new(Downstream::new(write, limits.output, Rc::clone(&worker.spares), alarm));
     let mut session = Session::new(worker, read, down, Arc::clone(&client));
-    session.listener = Rc::clone(listener);
+    session.listener = Rc::clone(&listener.name);
     if let Some(tenant) = tenant {
         session.become_tenant(Arc::clone(tenant), None);
+        login::end_if_reloaded(&session);
     }
     sessions.count.set(sessions.count.get() + 1);
     let (present, worker) = (Present(Rc::clone(sessions)), Rc::clone(worker));

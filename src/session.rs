@@ -55,6 +55,8 @@ use crate::{
 pub const READ: usize = 64 * 1024;
 /// A request of which more than this is still incomplete is streamed, not held, in bytes.
 pub const HELD: usize = 64 * 1024;
+/// A connection that has not logged in after this long is closed: it would take the place of one that can.
+const LOGIN_WITHIN: Duration = Duration::from_secs(60);
 /// What a client may have done in one turn: a command costs 1, an answer made here 1 more per 64 bytes.
 const TURN: u64 = 16 * 1024;
 /// How long a client that goes on over its tenant's rate waits for its next turn: this to twice this, so that many do not come back at once.
@@ -112,6 +114,8 @@ pub struct Session {
     limits: ClientLimits,
     /// It has a tenant.
     pub logged_in: bool,
+    /// Since when it has had none.
+    nobody_since: Instant,
     /// Logins of this connection that were refused.
     pub refused_logins: u32,
     /// The address it came in on, as the settings write it.
@@ -197,6 +201,7 @@ impl Session {
                 worker.clock.micros() / 1000
             },
             logged_in: false,
+            nobody_since: Instant::now(),
             refused_logins: 0,
             listener: Rc::from(""),
             paid: false,
@@ -348,12 +353,18 @@ impl Session {
     /// Waits for input, reads once, uses it.
     async fn next_input(&mut self) -> Step {
         let worker = Rc::clone(&self.worker);
-        if let Some(after) = self.limits.idle {
-            let at = Instant::now() + after;
+        let end = if self.logged_in {
+            self.limits.idle.map(|after| Instant::now() + after)
+        } else {
+            Some(self.nobody_since + LOGIN_WITHIN)
+        };
+        if let Some(at) = end {
             match &mut self.idle {
                 Some(idle) => idle.as_mut().reset(at),
                 idle => *idle = Some(Box::pin(sleep_until(at))),
             }
+        } else {
+            self.idle = None;
         }
         poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
@@ -371,7 +382,7 @@ impl Session {
             if let Some(idle) = &mut self.idle
                 && idle.as_mut().poll(cx).is_ready()
             {
-                if self.down.in_flight() > 0 || self.down.unsent() > 0 {
+                if self.logged_in && (self.down.in_flight() > 0 || self.down.unsent() > 0) {
                     // Not idle: it waits for us, or reads.
                     idle.as_mut().reset(Instant::now() + self.limits.idle.unwrap_or(LINGER));
                     cx.waker().wake_by_ref();

@@ -13,10 +13,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     command::{Categories, ROWS, Row, find},
+    downstream::Backlog,
     upstream::Site,
 };
 use limits::Bucket;
@@ -44,8 +45,12 @@ pub struct Tenant {
     pub limits: Limits,
     /// Its client connections.
     pub connections: AtomicU32,
+    /// Replies that its clients have not taken yet.
+    pub backlog: Arc<Backlog>,
     /// Declared bytes of the large requests it is sending.
     pub large: AtomicU64,
+    /// Held during a step of scoped work (a page of a SCAN, say): one at a time is its share.
+    pub step: Mutex<()>,
 }
 
 impl Tenant {

@@ -46,6 +46,10 @@ use crate::{
 pub const TICK: Duration = Duration::from_millis(50);
 /// Connects in flight at once per worker, so that the restart of an upstream is no storm.
 const CONNECTS: usize = 16;
+/// Logins of clients that an upstream is asked to check at once.
+const LOGINS: usize = 16;
+/// Steps of scoped work at once: the share of the upstream's time that they may take.
+const STEPS: usize = 2;
 /// Longest back-off between attempts to connect.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// First back-off.
@@ -153,7 +157,7 @@ impl fmt::Display for Target {
 }
 
 /// Who tenants' connections log in as.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Logins {
     /// As keyfence itself.
     Own,
@@ -186,6 +190,10 @@ pub struct Site {
     pub holes: ArcSwapOption<Holes>,
     /// A tenant's login was refused: its user has to be made again.
     pub login_refused: Notify,
+    /// Logins of clients that it is asked to check at once.
+    logins_at_once: Semaphore,
+    /// Steps of scoped work that it is asked for at once, by all tenants together.
+    pub steps: Semaphore,
 }
 
 impl Site {
@@ -201,7 +209,28 @@ impl Site {
             per_key,
             facts: ArcSwap::default(),
             login_refused: Notify::new(),
+            logins_at_once: Semaphore::new(LOGINS),
+            steps: Semaphore::new(STEPS),
         }
+    }
+
+    /// Tenant `tenant` has logged in as this user: its connections do, too, if those of all do.
+    pub fn knows_login(&self, tenant: u32, user: &str, password: &str) {
+        let login = (user.to_owned(), password.to_owned());
+        let known = |logins: &Logins| match logins {
+            Logins::Users(users) => users.get(&tenant) == Some(&login),
+            Logins::Own | Logins::Wall | Logins::None(_) => true,
+        };
+        if known(&self.logins.load()) {
+            return;
+        }
+        self.logins.rcu(|logins| {
+            let mut logins = Logins::clone(logins);
+            if let Logins::Users(users) = &mut logins {
+                users.insert(tenant, login.clone());
+            }
+            logins
+        });
     }
 
     /// Which connections a command travels on: where the wall cannot hold it, the rewriting alone does.

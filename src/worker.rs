@@ -1,21 +1,25 @@
 //! One thread of the proxy: a current-thread runtime with its own listeners and upstream connections. A connection lives and dies on its
 //! worker; what workers share is [`Shared`], and nothing in it is locked on the path of a command.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+mod reach;
+
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use dashmap::DashMap;
 use tokio::time::Instant;
+
+pub use reach::Reach;
 
 use crate::{
     clients::Clients,
     command::Slot,
     directory::Directory,
     downstream::{Downstream, Spares},
+    login::Login,
     scoped::Flushes,
     slowlog::SlowLog,
-    tenant::{Tenant, throttle::Throttle},
-    upstream::{Clock, Logins, Pool, Site, TICK, control::Control},
+    tenant::throttle::Throttle,
+    upstream::{Clock, Pool, Site, TICK},
 };
 
 /// Size of the buffer that everything a worker reads passes through, in bytes.
@@ -45,8 +49,6 @@ pub struct Shared {
     pub limits: ArcSwap<ClientLimits>,
     /// Failed logins by address.
     pub throttle: Throttle,
-    /// Tenants that came to be by logging in to the upstream.
-    pub newcomers: DashMap<String, Arc<Tenant>>,
     /// Slow commands of all tenants.
     pub slowlog: Arc<SlowLog>,
     /// FLUSHDBs in progress.
@@ -60,36 +62,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The tenant that the upstream's user is, who has just logged in there with `password`; its connections will, too.
-    pub fn newcomer(&self, directory: &Directory, user: &str, password: &str) -> Option<Arc<Tenant>> {
-        // The settings may have something to say about this user.
-        let known = directory.tenants.get(user).cloned().or_else(|| self.newcomers.get(user).map(|t| Arc::clone(&t)));
-        let tenant = match known {
-            Some(tenant) => tenant,
-            None => self.newcomers.entry(user.to_owned()).or_insert(directory.newcomer(user)?).clone(),
-        };
-        let login = (user.to_owned(), password.to_owned());
-        let known = |logins: &Logins| matches!(logins, Logins::Users(users) if users.get(&tenant.id) == Some(&login));
-        if !known(&tenant.site.logins.load()) {
-            tenant.site.logins.rcu(|logins| {
-                let mut users = if let Logins::Users(users) = &**logins { users.clone() } else { HashMap::new() };
-                users.insert(tenant.id, login.clone());
-                Logins::Users(users)
-            });
-        }
-        Some(tenant)
+    /// Whether a session of the tenant with this number that logged in so, or did not have to, may go on under the settings in force.
+    pub fn stands(&self, tenant: u32, login: Option<&Login>) -> bool {
+        self.directory.load().stands(tenant, login)
     }
-}
-
-/// One upstream as one worker reaches it.
-#[derive(Debug)]
-pub struct Reach {
-    /// The upstream.
-    pub site: Arc<Site>,
-    /// Connections for the data path.
-    pub pool: Pool,
-    /// The connection for scoped work.
-    pub control: Control,
 }
 
 /// See the module.
@@ -132,11 +108,8 @@ impl Worker {
             return Rc::clone(reach);
         }
         let (scratch, clock, spares) = (Rc::clone(&self.scratch), Rc::clone(&self.clock), Rc::clone(&self.spares));
-        let reach = Rc::new(Reach {
-            site: Arc::clone(site),
-            pool: Pool::new(Arc::clone(site), Arc::clone(&self.shared.slowlog), scratch, clock, spares),
-            control: Control::new(site.target.clone()),
-        });
+        let pool = Pool::new(Arc::clone(site), Arc::clone(&self.shared.slowlog), scratch, clock, spares);
+        let reach = Rc::new(Reach::new(pool));
         reaches.push(Rc::clone(&reach));
         reach
     }
@@ -153,7 +126,7 @@ impl Worker {
             if self.clock.now().is_multiple_of(per_second) {
                 // One that only this list knows any more was taken out of the settings, or nobody uses it.
                 self.reaches.borrow_mut().retain(|r| {
-                    r.pool.tidy();
+                    r.tidy();
                     Rc::strong_count(r) > 1 || r.pool.in_use()
                 });
                 self.drop_stalled();

@@ -98,7 +98,7 @@ pub static SETTINGS: &[Setting] = &[
     later("upstreams.*.tls.insecure_skip_verify", Bool, "false", "As `upstream.tls.insecure_skip_verify`."),
     row("upstreams.*.managed.dir", Text, r#""keyfence-data""#, "As `upstream.managed.dir`."),
     row("upstreams.*.managed.save", Text, r#""3600 1 300 100 60 10000""#, "As `upstream.managed.save`."),
-    row("auth.mode", Choice(&["static", "upstream"]), r#""static""#, "Who checks a login: `[tenants]`, or the upstream's own ACL."),
+    restart("auth.mode", Choice(&["static", "upstream"]), r#""static""#, "Who checks a login: `[tenants]`, or the upstream's own ACL."),
     row("auth.upstream_prefix", Text, r#""{user}:""#, "With mode `upstream`: the prefix that a login name makes; its bytes other than letters, digits and `_.-@+=~/` are written `%XX`."),
     row("auth.default_tenant", Text, r#""""#, "The tenant that a connection is before it logs in; empty: none."),
     row("tenants.*.prefix", Text, r#""<name>:""#, "What this tenant's names begin with upstream; no other tenant's there may begin with it. Empty: none, for a tenant alone on its upstream."),

@@ -12,6 +12,14 @@ pub(super) const BAD_NAME: &str = "ERR Client names cannot contain spaces, newli
 const MAX_PAUSE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Redis's rule for client names: `!` to `~`.
+/// Most bytes of a name that a client gives itself: every CLIENT LIST repeats it.
+pub(super) const LABEL: usize = 1024;
+
+/// The error of a longer one.
+pub(super) fn too_long(what: &str) -> String {
+    format!("ERR {what} cannot be longer than {LABEL} bytes.")
+}
+
 pub(super) fn printable(text: &[u8]) -> bool {
     text.iter().all(|c| (b'!'..=b'~').contains(c))
 }
@@ -24,6 +32,7 @@ pub(super) fn answer(s: &Session, what: &str, args: &Args<'_>) -> Value {
             name => Value::Bulk(name),
         },
         "SETNAME" if !printable(args.at(2)) => Value::error(BAD_NAME),
+        "SETNAME" if args.at(2).len() > LABEL => Value::error(too_long("Client names")),
         "SETNAME" => {
             s.client.relabel(|l| l.name = args.at(2).to_vec());
             Value::ok()
@@ -106,6 +115,9 @@ fn setinfo(s: &Session, args: &Args<'_>) -> Value {
     if !printable(&value) {
         let name = String::from_utf8_lossy(&attribute).to_ascii_lowercase();
         return Value::error(format!("ERR {name} cannot contain spaces, newlines or special characters."));
+    }
+    if value.len() > LABEL {
+        return Value::error(too_long("lib-name and lib-ver"));
     }
     s.client.relabel(|l| if attribute == b"LIB-NAME" { l.lib_name = value } else { l.lib_ver = value });
     Value::ok()

@@ -13,10 +13,7 @@ use std::{
 };
 
 use dashmap::DashMap;
-use tokio::{
-    sync::{Mutex, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{Counts, Scope};
 use crate::error::UpstreamError;
@@ -24,31 +21,17 @@ use crate::error::UpstreamError;
 /// Buckets per page, and so about the most keys deleted in one command: a step takes the upstream some tens of microseconds. Larger steps
 /// end sooner and are felt by others; pauses between steps make it longer and are felt as much (docs/decisions/0004).
 const PAGE: u32 = 64;
-/// How many passes of all tenants together run at once: the share of the upstream's time that flushing may take.
-const AT_ONCE: usize = 2;
 /// How long an unreachable upstream is waited for before the command fails.
 const RETRY_FOR: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// The flushes in progress, and the last counts of keys: what workers share of scoped work.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Flushes {
     gates: DashMap<(u32, u32), Arc<Gate>>,
     counting: DashMap<(u32, u32), Arc<Gate>>,
-    running: Semaphore,
     pub(super) counts: Counts,
-}
-
-impl Default for Flushes {
-    fn default() -> Self {
-        Self {
-            gates: DashMap::default(),
-            counting: DashMap::default(),
-            running: Semaphore::new(AT_ONCE),
-            counts: Counts::default(),
-        }
-    }
 }
 
 /// Admits one pass at a time; those who come while one runs share the next.
@@ -56,6 +39,8 @@ impl Default for Flushes {
 pub(super) struct Gate {
     running: Mutex<()>,
     begun: AtomicU64,
+    /// The number of the latest pass that somebody waits for.
+    wanted: AtomicU64,
     /// The number of the last pass that ended well, and what it found.
     ended: AtomicU64,
     found: AtomicU64,
@@ -68,6 +53,7 @@ impl Gate {
         work: impl AsyncFnOnce() -> Result<u64, UpstreamError>,
     ) -> Result<u64, UpstreamError> {
         let before = self.begun.load(Ordering::Acquire);
+        self.wanted.fetch_max(before + 1, Ordering::AcqRel);
         let _turn = self.running.lock().await;
         // Another pass may have begun and ended while this one waited for its turn.
         if self.ended.load(Ordering::Acquire) <= before {
@@ -77,9 +63,26 @@ impl Gate {
         }
         Ok(self.found.load(Ordering::Acquire))
     }
+
+    /// Asks for a pass that begins no earlier than now: `false` when somebody waits for one already.
+    fn want(&self) -> bool {
+        let next = self.begun.load(Ordering::Acquire) + 1;
+        self.wanted.fetch_max(next, Ordering::AcqRel) < next
+    }
 }
 
 impl Flushes {
+    fn flushing(&self, tenant: u32, db: u32) -> Arc<Gate> {
+        Arc::clone(&self.gates.entry((tenant, db)).or_default())
+    }
+
+    /// Forgets tenants that are no more.
+    pub fn keep(&self, stands: impl Fn(u32) -> bool) {
+        self.gates.retain(|(tenant, _), _| stands(*tenant));
+        self.counting.retain(|(tenant, _), _| stands(*tenant));
+        self.counts.retain(|(tenant, _), _| stands(*tenant));
+    }
+
     /// The gate of counts of one database of one tenant.
     pub(super) fn counting(&self, tenant: u32, db: u32) -> Arc<Gate> {
         Arc::clone(&self.counting.entry((tenant, db)).or_default())
@@ -91,15 +94,26 @@ pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(),
     for db in dbs {
         let scope = Scope { db, ..scope.clone() };
         let flushes = &scope.worker.shared.flushes;
-        let gate = Arc::clone(&flushes.gates.entry((scope.tenant, db)).or_default());
-        gate.pass(async || {
-            let Ok(_share) = flushes.running.acquire().await else { return Err(UpstreamError::Lost) };
-            pass(&scope, unlink).await.map(|()| 0)
-        })
-        .await?;
-        flushes.counts.remove(&(scope.tenant, db));
+        let gate = flushes.flushing(scope.tenant.id, db);
+        gate.pass(async || pass(&scope, unlink).await.map(|()| 0)).await?;
+        flushes.counts.remove(&(scope.tenant.id, db));
     }
     Ok(())
+}
+
+/// The same for a client that was told already; a failure has nobody left to be told but the log. However often it is asked for, no more than
+/// one pass runs and one waits.
+pub(super) fn run_later(scope: &Scope, mut dbs: Vec<u32>, unlink: bool) {
+    dbs.retain(|db| scope.worker.shared.flushes.flushing(scope.tenant.id, *db).want());
+    let scope = scope.clone();
+    tokio::task::spawn_local(async move {
+        // Each has been promised, whatever becomes of the others.
+        for db in dbs {
+            if let Err(error) = run(scope.clone(), vec![db], unlink).await {
+                tracing::warn!(db, error = error.to_line(), "FLUSH ASYNC was not finished");
+            }
+        }
+    });
 }
 
 async fn pass(scope: &Scope, unlink: bool) -> Result<(), UpstreamError> {
@@ -133,13 +147,33 @@ async fn pass(scope: &Scope, unlink: bool) -> Result<(), UpstreamError> {
 }
 
 async fn step(scope: &Scope, cursor: u64, pattern: &[u8], unlink: bool) -> Result<u64, UpstreamError> {
-    let (next, names) = scope.page(cursor, pattern, PAGE, None).await?;
+    let turn = scope.turn().await?;
+    let (next, names) = scope.page_in(&turn, cursor, pattern, PAGE, None).await?;
     if !names.is_empty() {
         let mut cmd = redis::cmd(if unlink { "UNLINK" } else { "DEL" });
         for name in &names {
             cmd.arg([&scope.prefix, &name[..]].concat());
         }
-        let _: u64 = scope.reach.control.query(scope.db, &cmd).await?;
+        let _: u64 = scope.control.query(scope.db, &cmd).await?;
     }
     Ok(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pass_is_asked_for_once_until_it_begins() {
+        let gate = Gate::default();
+        assert!(gate.want() && !gate.want());
+        let seen = gate.pass(async || {
+            // This one has begun: what is asked for now needs another.
+            assert!(gate.want() && !gate.want());
+            Ok(7)
+        });
+        assert_eq!(seen.await, Ok(7));
+        assert_eq!(gate.pass(async || Err(UpstreamError::Lost)).await, Err(UpstreamError::Lost));
+        assert!(gate.want(), "one that failed is over too");
+    }
 }

@@ -135,6 +135,7 @@ impl Session {
         let nobody = Arc::clone(&self.worker.shared.directory.load().nobody);
         self.become_tenant(nobody, None);
         self.logged_in = false;
+        self.nobody_since = Instant::now();
     }
 
     /// Speaks for `tenant`, which has admitted it, from now on; nothing is in flight and no state of another tenant is left.
@@ -148,6 +149,7 @@ impl Session {
             }
         }
         self.client.tenant.store(tenant.id, Ordering::Relaxed);
+        self.down.belong_to(&tenant.backlog);
         self.prefix = Rc::from(&*tenant.prefix);
         if !Arc::ptr_eq(&self.tenant.site, &tenant.site) {
             self.reach = self.worker.reach(&tenant.site);

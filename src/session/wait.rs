@@ -42,8 +42,8 @@ pub enum Until {
     Unpaused(Instant, bool),
     /// A moment.
     Moment(Instant),
-    /// The moment at which a login is looked at; ends early when the client leaves.
-    Slowed(Instant),
+    /// The outcome of a login; ends early when the client leaves.
+    Proven,
     /// The reply of a blocking command, at most until this moment; ends early when the client leaves.
     Reply(Option<Instant>),
 }
@@ -58,11 +58,13 @@ impl Session {
         if let Some(conn) = self.own.as_ref().or(self.lane.as_ref())
             && !conn.dead()
         {
-            if conn.congested() {
+            if conn.retired() && self.own.is_none() {
+                // The next request goes on another one, but not before this one owes nothing.
+                if self.down.in_flight() > 0 {
+                    return Some(Until::Drained);
+                }
+            } else if conn.congested() {
                 return Some(Until::Room(Rc::clone(conn)));
-            }
-            if conn.retired() && self.own.is_none() && self.down.in_flight() > 0 {
-                return Some(Until::Drained);
             }
         }
         if self.down.waiting() > WAITING {
@@ -78,13 +80,11 @@ impl Session {
     /// Waits; `false` when the connection ended meanwhile.
     pub async fn wait(&mut self, until: Until) -> bool {
         let mut timer = match &until {
-            Until::Unpaused(at, _) | Until::Moment(at) | Until::Slowed(at) | Until::Reply(Some(at)) => {
-                Some(Box::pin(sleep_until(*at)))
-            }
+            Until::Unpaused(at, _) | Until::Moment(at) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
             _ => None,
         };
         let blocking = matches!(until, Until::Reply(_));
-        let may_leave = blocking || matches!(until, Until::Unpaused(..) | Until::Slowed(_));
+        let may_leave = blocking || matches!(until, Until::Unpaused(..) | Until::Proven);
         self.client.blocked.store(blocking, Ordering::Relaxed);
         let alive = poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
@@ -96,12 +96,12 @@ impl Session {
                 self.watch_full();
             }
             let done = match &until {
-                Until::Drained => self.few_in_flight(0),
+                Until::Drained | Until::Proven => self.few_in_flight(0),
                 Until::InFlight(n) => self.few_in_flight(*n),
-                Until::Room(conn) => conn.poll_room(cx).is_ready(),
+                Until::Room(conn) => conn.poll_room(&self.down, cx).is_ready(),
                 Until::Unsent(n) => self.down.unsent() <= *n,
                 Until::Turn => true,
-                Until::Moment(_) | Until::Slowed(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
+                Until::Moment(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
                 Until::Unpaused(_, write) => {
                     timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready())
                         || self.tenant.pause.holds(*write).is_none()

@@ -10,11 +10,15 @@ use std::{
     collections::{BTreeSet, HashMap},
     hash::{BuildHasher as _, RandomState},
     net::{IpAddr, Ipv6Addr},
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use dashmap::DashMap;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 /// Failures that cost nothing.
 const FREE: u32 = 5;
@@ -28,6 +32,8 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
 /// Most addresses that are remembered.
 const ADDRESSES: usize = 10_000;
+/// Attempts from one address as one user that are looked at side by side: no more than are free, so that a crowd of guesses is counted as it comes.
+const AT_ONCE: usize = FREE as usize;
 
 /// Hashes the names of users, so that a remembered one has a fixed size and nobody can choose two that are one.
 static NAMES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -121,7 +127,25 @@ pub struct Throttle {
     table: Mutex<Table>,
     /// By address alone.
     of_all: Mutex<Table>,
+    /// Attempts that are being looked at, or wait to be.
+    turns: DashMap<Source, Arc<Semaphore>>,
     most: usize,
+}
+
+/// The right to have an attempt looked at.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    throttle: &'a Throttle,
+    source: Source,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.permit.take();
+        // The table's own is the only one left: nobody waits for it.
+        self.throttle.turns.remove_if(&self.source, |_, turns| Arc::strong_count(turns) == 1);
+    }
 }
 
 impl Default for Throttle {
@@ -133,7 +157,21 @@ impl Default for Throttle {
 impl Throttle {
     /// Remembers `most` addresses.
     pub fn new(most: usize) -> Self {
-        Self { table: Mutex::new(Table::new(FREE)), of_all: Mutex::new(Table::new(FREE_OF_ALL)), most: most.max(1) }
+        Self {
+            table: Mutex::new(Table::new(FREE)),
+            of_all: Mutex::new(Table::new(FREE_OF_ALL)),
+            turns: DashMap::default(),
+            most: most.max(1),
+        }
+    }
+
+    /// Waits until few others from there are being looked at.
+    pub async fn turn(&self, source: Source) -> Turn<'_> {
+        let turns = Arc::clone(&self.turns.entry(source).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))));
+        // Held before it waits: an attempt that is given up cleans up as well. The semaphore is never closed.
+        let mut turn = Turn { throttle: self, source, permit: None };
+        turn.permit = turns.acquire_owned().await.ok();
+        turn
     }
 
     /// How long an attempt from there has to wait before it is looked at.
@@ -204,6 +242,23 @@ mod tests {
         throttle.succeeded(user(0));
         assert_eq!(wait(&throttle, user(50), now), 100);
         assert_eq!(wait(&throttle, source("10.0.0.2"), now), 0);
+    }
+
+    #[tokio::test]
+    async fn u2_a_crowd_of_guesses_is_looked_at_a_few_at_a_time() {
+        let throttle = Throttle::default();
+        let here = source("10.0.0.1");
+        let mut held = Vec::new();
+        for _ in 0..AT_ONCE {
+            held.push(throttle.turn(here).await);
+        }
+        let soon = |source| tokio::time::timeout(Duration::from_millis(20), throttle.turn(source));
+        assert!(soon(here).await.is_err(), "one more at once");
+        assert!(soon(source("10.0.0.2")).await.is_ok());
+        held.pop();
+        assert!(soon(here).await.is_ok());
+        held.clear();
+        assert_eq!(throttle.turns.len(), 0);
     }
 
     #[test]

@@ -37,6 +37,8 @@ use crate::{downstream::Downstream, error::UpstreamError, net::WriteHalf, resp, 
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
 const CONGESTED: usize = 1024 * 1024;
+/// Sessions waiting for room from which on each is made sure to wait once.
+const WAITING_TWICE: usize = 1024;
 /// Most retired connections of a tenant, per worker.
 const RETIRED: u32 = 16;
 /// `since` of a request that may wait as long as it takes: a blocking command.
@@ -120,7 +122,7 @@ pub struct Conn {
     kicked: Cell<bool>,
     writer: RefCell<Option<Waker>>,
     /// Sessions that wait for `out` to drain.
-    room: RefCell<Vec<Waker>>,
+    room: RefCell<Vec<(Rc<Downstream>, Waker)>>,
     tasks: RefCell<Vec<AbortHandle>>,
 }
 
@@ -222,6 +224,7 @@ impl Conn {
         if *count < RETIRED {
             *count += 1;
             self.retired.set(true);
+            self.room.borrow_mut().drain(..).for_each(|(_, waker)| waker.wake());
         }
     }
 
@@ -313,16 +316,21 @@ impl Conn {
     fn wake_waiting_for_room(&self) {
         let mut room = self.room.borrow_mut();
         if !room.is_empty() && self.window.has_room() && self.out.borrow().len() + self.writing.get() <= CONGESTED {
-            room.drain(..).for_each(Waker::wake);
+            room.drain(..).for_each(|(_, waker)| waker.wake());
         }
     }
 
-    /// Ready once it is no longer congested, or dead.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.dead.get() || !self.congested() {
+    /// For the session of `client`: ready once it is no longer congested, or no longer the one to send on.
+    pub fn poll_room(&self, client: &Rc<Downstream>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.dead.get() || self.retired.get() || !self.congested() {
             return Poll::Ready(());
         }
-        self.room.borrow_mut().push(cx.waker().clone());
+        let mut room = self.room.borrow_mut();
+        // Who looks again without having been woken from here stands in it twice, which matters only when many do.
+        if room.len() >= WAITING_TWICE {
+            room.retain(|(other, _)| !Rc::ptr_eq(other, client));
+        }
+        room.push((Rc::clone(client), cx.waker().clone()));
         Poll::Pending
     }
 
@@ -455,9 +463,7 @@ impl Conn {
             client.queue(&mut touched);
         }
         touched.iter().for_each(|client| client.flush());
-        for waker in self.room.borrow_mut().drain(..) {
-            waker.wake();
-        }
+        self.room.borrow_mut().drain(..).for_each(|(_, waker)| waker.wake());
         self.out.borrow_mut().clear();
         for task in self.tasks.borrow_mut().drain(..) {
             task.abort();

@@ -1,14 +1,14 @@
 //! The control connection of a worker: the probe of what an upstream can do, and the commands of scoped work, through the `redis` crate.
 //! Nothing a client waits for in its pipeline travels here.
 
-use std::{cell::RefCell, collections::HashMap, time::Duration};
+use std::{cell::RefCell, collections::HashMap, io, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
     RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection,
 };
 
-use super::{Endpoint, Key, Kind, Target};
+use super::{Endpoint, Key, Kind, Site, Target};
 use crate::{
     command::{self, ROWS, Row},
     error::UpstreamError,
@@ -234,14 +234,20 @@ fn text(value: &Value) -> Option<String> {
 ///
 /// # Errors
 /// When it cannot be asked.
-pub async fn try_login(target: &Target, user: &str, password: &str) -> Result<bool, UpstreamError> {
+pub async fn try_login(site: &Site, user: &str, password: &str) -> Result<bool, UpstreamError> {
     if user.is_empty() || password.is_empty() {
         return Ok(false);
     }
+    let target = &site.target;
     let key = Key { kind: Kind::Data, tenant: 0, db: 0, proto: Proto::Resp2 };
-    match tokio::time::timeout(target.connect_timeout, target.connect(user, password, &key)).await {
+    let login = async {
+        // Never closed.
+        let _turn = site.logins_at_once.acquire().await.map_err(io::Error::other)?;
+        target.connect(user, password, &key).await
+    };
+    match tokio::time::timeout(target.connect_timeout, login).await {
         Ok(Ok(_)) => Ok(true),
-        Ok(Err(e)) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
         Ok(Err(e)) => Err(UpstreamError::Unreachable(e.to_string())),
         Err(_) => Err(UpstreamError::TimedOut(target.connect_timeout)),
     }

@@ -20,7 +20,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("fuzz", &["command", "resp", "rewrite"]),
     ("glob", &[]),
     ("local", &["clients", "command", "glob", "login", "resp", "rewrite", "scoped", "session", "slowlog"]),
-    ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream"]),
+    ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
     ("net", &[]),
     ("plane", &["directory", "upstream", "worker"]),
     (
@@ -31,7 +31,22 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("reload", &["config", "directory", "plane", "server", "upstream", "worker"]),
     ("resp", &["command"]),
     ("rewrite", &["command", "resp"]),
-    ("scoped", &["command", "error", "glob", "local", "resp", "rewrite", "session", "upstream", "worker"]),
+    (
+        "scoped",
+        &[
+            "command",
+            "error",
+            "glob",
+            "local",
+            "resp",
+            "rewrite",
+            "session",
+            "tenant",
+            "upstream",
+            "worker",
+            "downstream",
+        ],
+    ),
     (
         "server",
         &[
@@ -39,6 +54,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "config",
             "directory",
             "downstream",
+            "login",
             "net",
             "plane",
             "reload",
@@ -71,11 +87,14 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("slowlog", &[]),
-    ("tenant", &["command", "upstream"]),
+    ("tenant", &["command", "downstream", "upstream"]),
     ("transaction", &["clients", "command", "error", "local", "proxy", "resp", "rewrite", "session", "upstream"]),
     ("upstream", &["command", "config", "downstream", "error", "glob", "net", "resp", "rewrite", "slowlog"]),
     ("walk", &["config", "error", "server", "upstream"]),
-    ("worker", &["clients", "command", "directory", "downstream", "scoped", "slowlog", "tenant", "upstream"]),
+    (
+        "worker",
+        &["clients", "command", "directory", "downstream", "error", "login", "scoped", "slowlog", "tenant", "upstream"],
+    ),
 ];
 
 type Edges = BTreeMap<String, BTreeSet<String>>;

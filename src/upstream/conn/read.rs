@@ -120,8 +120,9 @@ impl Conn {
     /// behind it, it has all the time it takes.
     async fn wait_for(&self, client: &Rc<Downstream>) {
         let others = || {
-            let waiters = self.waiters.borrow();
-            waiters.iter().any(|w| w.client.as_ref().is_some_and(|c| !Rc::ptr_eq(c, client)))
+            let other = |c: &Rc<Downstream>| !Rc::ptr_eq(c, client);
+            self.waiters.borrow().iter().any(|w| w.client.as_ref().is_some_and(other))
+                || self.room.borrow().iter().any(|(c, _)| other(c))
         };
         if self.patience.get().is_zero() && others() {
             return;

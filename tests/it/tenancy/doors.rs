@@ -126,3 +126,57 @@ fn a_login_that_cannot_be_checked_is_no_wrong_password() {
     let reply = line(&fence.client().ask(&words("AUTH somebody secret")));
     assert!(reply.starts_with("-UPSTREAM "), "{reply}");
 }
+
+#[test]
+fn u1_scoped_commands_have_the_rights_of_the_user() {
+    let redis = Redis::start();
+    let mut upstream = redis.client();
+    for rules in ["full ~full:* +@all", "reader ~reader:* +get +set +scan +exists -flushdb -unlink -del"] {
+        let (name, rest) = rules.split_once(' ').unwrap();
+        assert_eq!(line(&upstream.ask(&words(&format!("ACL SETUSER {name} on >pw resetchannels {rest}")))), "+OK");
+    }
+    let fence = Fence::with_tenants(redis.addr(), "[auth]\nmode = \"upstream\"\n");
+    let (mut full, mut reader) = (login(&fence, "full", "pw"), login(&fence, "reader", "pw"));
+    for client in [&mut full, &mut reader] {
+        assert_eq!(line(&client.ask(&words("SET k v"))), "+OK");
+        assert_eq!(show(&client.ask(&words("KEYS *"))), "*1\\r\\n$1\\r\\nk\\r\\n");
+    }
+    // keyfence may delete; this user may not.
+    let refused = line(&reader.ask(&words("FLUSHDB")));
+    assert!(refused.starts_with("-NOPERM "), "{refused}");
+    assert_eq!(line(&reader.ask(&words("EXISTS k"))), ":1");
+    assert_eq!(line(&full.ask(&words("FLUSHDB"))), "+OK");
+    assert_eq!(line(&full.ask(&words("EXISTS k"))), ":0");
+}
+
+#[test]
+fn a_user_of_the_upstream_whose_tenant_lives_elsewhere() {
+    let (redis, other) = (Redis::start(), Redis::start());
+    assert_eq!(line(&redis.client().ask(&words("ACL SETUSER c on >pw ~c:* +@all"))), "+OK");
+    let config = format!(
+        "[auth]\nmode = \"upstream\"\n[upstreams.other]\nurl = \"redis://{}\"\nacl_wall = \"require\"\n\
+         [tenants.c]\nupstream = \"other\"\n[tenants.d]\nupstream = \"other\"\n",
+        other.addr()
+    );
+    let fence = Fence::with_tenants(redis.addr(), &config);
+    let mut c = login(&fence, "c", "pw");
+    assert_eq!(line(&c.ask(&words("SET k v"))), "+OK");
+    assert_eq!(show(&c.ask(&words("KEYS *"))), "*1\\r\\n$1\\r\\nk\\r\\n");
+    // Behind the wall there, as its own user and not as keyfence.
+    let clients = Speaker::of(other.client()).say("CLIENT LIST");
+    assert!(clients.contains("-data-") && clients.contains("-c "), "{clients}");
+    assert_eq!(Speaker::of(other.client()).say("GET c:k"), "$1|v");
+}
+
+#[test]
+fn names_of_clients_are_bounded() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), TWO);
+    let mut a = login(&fence, "a", "pa");
+    let (fits, longer) = ([b'n'; 1024], [b'n'; 1025]);
+    assert_eq!(line(&a.call(&[b"CLIENT", b"SETNAME", &fits])), "+OK");
+    assert_eq!(line(&a.call(&[b"CLIENT", b"SETNAME", &longer])), "-ERR Client names cannot be longer than 1024 bytes.");
+    assert!(line(&a.call(&[b"HELLO", b"2", b"SETNAME", &longer])).starts_with("-ERR Client names cannot be longer"));
+    assert!(line(&a.call(&[b"CLIENT", b"SETINFO", b"LIB-NAME", &longer])).starts_with("-ERR lib-name and lib-ver"));
+    assert_eq!(a.call(&[b"CLIENT", b"GETNAME"]).len(), 1024 + "$1024\r\n\r\n".len());
+}
