@@ -204,7 +204,7 @@ fn reset(s: &mut Session) -> Flow {
 pub fn drop_state(s: &mut Session) {
     s.tx = None;
     s.client.queued.store(crate::clients::NO_MULTI, std::sync::atomic::Ordering::Relaxed);
-    s.watching = false;
+    s.watched = 0;
     s.watch_lost = false;
     s.select_on_commit = None;
     if let Some(own) = s.own.take() {
@@ -275,7 +275,7 @@ pub fn greet(s: &mut Session, hello: Hello) {
         s.client.relabel(|l| l.name = name);
     }
     if proto != s.proto {
-        if s.watching {
+        if s.watched > 0 {
             // A connection of the other version would not watch: the next EXEC fails, as after any change of a watched key.
             drop_state(s);
             s.watch_lost = true;

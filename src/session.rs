@@ -134,8 +134,8 @@ pub struct Session {
     pub own: Option<Rc<Conn>>,
     /// Between MULTI and EXEC.
     pub tx: Option<Tx>,
-    /// Keys are watched on `own`.
-    pub watching: bool,
+    /// Keys watched on `own`.
+    pub watched: u32,
     /// Keys were watched on a connection that broke: the next EXEC must fail.
     pub watch_lost: bool,
     /// SELECT inside an EXEC on its way: takes effect if that says so.
@@ -214,7 +214,7 @@ impl Session {
             lane: None,
             own: None,
             tx: None,
-            watching: false,
+            watched: 0,
             watch_lost: false,
             select_on_commit: None,
             replies: Replies::On,

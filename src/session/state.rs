@@ -105,7 +105,7 @@ impl Session {
 
     /// Gives the dedicated connection back once no state and no reply needs it.
     pub fn unpin_when_done(&mut self) {
-        if self.own.is_none() || self.tx.is_some() || self.watching {
+        if self.own.is_none() || self.tx.is_some() || self.watched > 0 {
             return;
         }
         if self.few_in_flight(0)

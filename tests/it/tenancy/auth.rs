@@ -192,3 +192,44 @@ fn u10_no_login_in_a_transaction() {
         assert_eq!(world.tenant("b").say("GET s"), "$6|victim");
     }
 }
+
+#[test]
+fn u4_a_password_fits_whole_or_not_at_all() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), "[tenants.a]\npasswords = [\"0123456789abcdef\"]\n");
+    let long = [b"0123456789abcdef".repeat(1), vec![0]].concat();
+    let doubled = b"0123456789abcdef".repeat(2);
+    // One connection each: the tenth refusal closes it.
+    for given in [
+        &b""[..],
+        b"0",
+        b"0123456789abcde",
+        b"0123456789abcdeF",
+        &long,
+        &doubled,
+        b"0123456789abcdef\r\n",
+        b" 0123456789abcdef",
+    ] {
+        let refused = fence.client().call(&[b"AUTH", b"a", given]);
+        assert!(refused.starts_with(b"-WRONGPASS "), "{}: {}", given.escape_ascii(), show(&refused));
+    }
+    assert_eq!(fence.client().call(&[b"AUTH", b"a", b"0123456789abcdef"]), b"+OK\r\n");
+}
+
+#[test]
+fn u5_a_name_is_exact_bytes() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), TWO);
+    let names: [&[u8]; 10] = [b"A", b"a\0", b"a\0b", b"\0a", b"a ", b" a", b"a\r\n", b"a:", b"\xc3\xa0", b"a\xff"];
+    for name in names {
+        let mut client = fence.client();
+        assert!(client.call(&[b"AUTH", name, b"pa"]).starts_with(b"-WRONGPASS "), "{}", name.escape_ascii());
+        assert!(client.call(&[b"HELLO", b"3", b"AUTH", name, b"pa"]).starts_with(b"-WRONGPASS "));
+        assert!(client.call(&[b"GET", b"s"]).starts_with(b"-NOAUTH "), "{}", name.escape_ascii());
+    }
+    let mut client = fence.client();
+    assert_eq!(client.call(&[b"AUTH", b"a", b"pa"]), b"+OK\r\n");
+    // A login that fails leaves the one before it as it was.
+    assert!(client.call(&[b"AUTH", b"b\0", b"pb"]).starts_with(b"-WRONGPASS "));
+    assert!(show(&client.call(&[b"ACL", b"WHOAMI"])).contains("$1\\r\\na\\r\\n"));
+}

@@ -1,7 +1,7 @@
 //! N: prefixes.
 use std::process::{Command, Stdio};
 
-use super::{Speaker, TWO, login};
+use super::{Speaker, TWO, World, login};
 use crate::support::wire::show;
 use crate::support::{Fence, Redis, free_addr};
 
@@ -217,5 +217,47 @@ fn n8_names_are_bytes() {
     {
         let reply = fence.client().call(&[b"AUTH", user.as_bytes(), password.as_bytes()]);
         assert!(reply.starts_with(b"-WRONGPASS "), "{user:?} {password:?}: {}", show(&reply));
+    }
+}
+
+#[test]
+fn n9_data_left_behind() {
+    let world = World::new("require");
+    // The tenant goes, its keys stay, and no tenant of another name comes upon them.
+    let without =
+        "[upstream]\nacl_wall = \"require\"\n[tenants.b]\npasswords = [\"pb\"]\n[tenants.c]\npasswords = [\"pc\"]\n";
+    world.fence.reload(without, "settings reloaded");
+    let mut c = world.tenant("c");
+    assert_eq!(c.say("DBSIZE"), ":0");
+    assert_eq!(c.say("GET s"), "$-1");
+    assert_eq!(c.say("FLUSHALL"), "+OK");
+    assert_eq!(world.upstream().say("GET a:s"), "$8|attacker");
+    // Its prefix is its name: who has that again has the keys again, unless they were purged.
+    world.fence.reload(&format!("[upstream]\nacl_wall = \"require\"\n{TWO}"), "settings reloaded");
+    assert_eq!(world.tenant("a").say("GET s"), "$8|attacker");
+    assert_eq!(world.tenant("b").say("GET s"), "$6|victim");
+}
+
+#[test]
+fn n10_keys_from_before() {
+    for wall in ["off", "require"] {
+        let world = World::new(wall);
+        let mut upstream = world.upstream();
+        for name in ["s2", "old:app:1", "a", "a;s2", ":s2"] {
+            assert_eq!(upstream.say(&format!("SET {name} before")), "+OK");
+        }
+        let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+        for name in ["s2", "old:app:1", "a", ":s2", "a;s2"] {
+            assert_eq!(a.say(&format!("EXISTS {name}")), ":0");
+        }
+        assert!(!a.say("KEYS *").contains("s2") && !a.say("SCAN 0 COUNT 1000").contains("s2"));
+        for _ in 0..50 {
+            assert!(!a.say("RANDOMKEY").contains("s2"));
+        }
+        assert_eq!(a.say("FLUSHALL"), "+OK");
+        assert_eq!(b.say("GET s"), "$6|victim");
+        for name in ["s2", "old:app:1", "a", "a;s2", ":s2"] {
+            assert_eq!(upstream.say(&format!("GET {name}")), "$6|before");
+        }
     }
 }

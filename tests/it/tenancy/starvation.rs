@@ -1,6 +1,7 @@
 //! T7 and L: what one tenant's way of using it does to another.
 use super::{World, login, words};
 use crate::support::wire::{command, show};
+use crate::support::{Fence, Redis};
 
 #[test]
 fn t7_refusals_are_answered_in_their_place() {
@@ -149,4 +150,61 @@ fn l15_a_deep_pipeline_waits_for_itself() {
             assert_eq!(b.say("GET s"), "$6|victim");
         }
     });
+}
+
+#[test]
+fn l8_a_full_memory_is_told_as_it_is() {
+    let world = World::new("require");
+    let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+    let mut upstream = world.upstream();
+    assert_eq!(upstream.say("CONFIG SET maxmemory-policy noeviction"), "+OK");
+    assert_eq!(upstream.say("CONFIG SET maxmemory 1mb"), "+OK");
+    let refused = "-OOM command not allowed when used memory > 'maxmemory'.";
+    for client in [&mut a, &mut b] {
+        assert_eq!(client.say("SET k v"), refused);
+    }
+    // What is there can be read and given up, and nobody's keys were taken for another's.
+    assert_eq!(b.say("GET s"), "$6|victim");
+    assert_eq!(a.say("FLUSHDB"), "+OK");
+    assert_eq!(upstream.say("CONFIG SET maxmemory 0"), "+OK");
+    assert_eq!(b.say("SET k v"), "+OK");
+    assert_eq!(b.say("GET s"), "$6|victim");
+}
+
+#[test]
+fn l9_l13_writes_and_expiries_pay_the_rate() {
+    let redis = Redis::start();
+    let limited = "[tenants.a]\npasswords = [\"pa\"]\nlimits = { ops_per_second = 5, burst = 5 }\n";
+    let fence = Fence::with_tenants(redis.addr(), &format!("{limited}[tenants.b]\npasswords = [\"pb\"]\n"));
+    let mut a = login(&fence, "a", "pa");
+    for text in ["PEXPIREAT k 1", "SET k v PX 1", "GETEX k PX 1", "INCR hot", "EXPIRE k 0"] {
+        let throttled = a.pipeline(&words(text).repeat(100), 100);
+        let refused = throttled.iter().filter(|reply| reply.starts_with(b"-THROTTLED ")).count();
+        assert!(refused >= 50, "{text}: {refused}");
+    }
+    let mut b = login(&fence, "b", "pb");
+    let all = b.pipeline(&words("SET k v PX 1").repeat(100), 100);
+    assert!(all.iter().all(|reply| reply == b"+OK\r\n"));
+}
+
+#[test]
+fn l12_watched_keys_have_an_end() {
+    let world = World::new("require");
+    let mut a = login(&world.fence, "a", "pa");
+    let watch = |from: u32, n: u32| {
+        let names: Vec<Vec<u8>> = (from..from + n).map(|i| format!("k{i}").into_bytes()).collect();
+        command(&[vec![b"WATCH".to_vec()], names].concat())
+    };
+    assert_eq!(a.ask(&watch(0, 1000)), b"+OK\r\n");
+    let refused = a.ask(&watch(1000, 25));
+    assert_eq!(show(&refused), "-BUSY more than 1024 keys watched by one connection\\r\\n");
+    assert_eq!(a.ask(&watch(1000, 24)), b"+OK\r\n");
+    // What is watched is watched, and given up with UNWATCH or EXEC.
+    assert_eq!(world.tenant("a").say("SET k3 changed"), "+OK");
+    let replies = a.pipeline(&[words("MULTI"), words("SET k v"), words("EXEC")].concat(), 3);
+    assert_eq!(replies[2], b"*-1\r\n");
+    assert_eq!(a.ask(&watch(0, 1024)), b"+OK\r\n");
+    assert_eq!(a.ask(&words("UNWATCH")), b"+OK\r\n");
+    assert_eq!(a.ask(&watch(0, 1024)), b"+OK\r\n");
+    assert_eq!(world.tenant("b").say("GET s"), "$6|victim");
 }
