@@ -369,6 +369,17 @@ impl Request {
         Ok(())
     }
 
+    /// Counts an argument towards what the open transaction holds, if there is one: past its bound the transaction is given up.
+    fn queue(&mut self, s: &mut Session, len: u64) {
+        let fits = transaction::reserve(s, usize::try_from(len).unwrap_or(usize::MAX));
+        if let Some((conn, _)) = self.upstream()
+            && !fits
+        {
+            conn.close();
+            self.sink = Sink::Refused(transaction::TOO_LARGE.into());
+        }
+    }
+
     fn body(&mut self, bytes: &[u8]) {
         let Some((conn, row)) = self.upstream() else { return };
         conn.send(|out| out.extend_from_slice(bytes));
@@ -408,6 +419,7 @@ impl Request {
                     Place::Header if self.at == self.argc => return Ok(buf.split_off(at)),
                     Place::Header => match request::bulk_header(&buf, at, &Limits::FULL) {
                         Header::Bulk(len, next) => {
+                            self.queue(s, len);
                             self.header(len)?;
                             at = next;
                             Place::Body { left: len }

@@ -235,7 +235,7 @@ impl Session {
     }
 
     /// Serves the connection until it ends.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         let mut fresh = false;
         loop {
             let step = if fresh { self.held_step() } else { self.next_input().await };
@@ -260,23 +260,24 @@ impl Session {
                     }
                 }
                 Step::Flow(Flow::Again(until) | Flow::After(until)) => self.wait(until).await,
-                Step::Flow(Flow::Run(job)) => scoped::run(&mut self, job).await,
-                Step::Flow(Flow::Login(attempt)) => login::run(&mut self, attempt).await,
-                Step::Big => big::pass(&mut self).await,
+                // What is seldom is boxed: its state would make every idle connection larger.
+                Step::Flow(Flow::Run(job)) => Box::pin(scoped::run(self, job)).await,
+                Step::Flow(Flow::Login(attempt)) => Box::pin(login::run(self, attempt)).await,
+                Step::Big => Box::pin(big::pass(self)).await,
                 Step::Eof => {
                     // What came before the end is answered, as far as the client still listens.
                     self.wait(Until::Drained).await;
-                    self.finish(None).await;
+                    Box::pin(self.finish(None)).await;
                     break;
                 }
                 Step::Flow(Flow::Quit) => {
-                    self.finish(None).await;
+                    Box::pin(self.finish(None)).await;
                     break;
                 }
                 Step::Broken(Broken::Protocol(text)) => {
                     self.wait(Until::Drained).await;
                     tracing::debug!(client = %self.client.addr, error = %text.escape_ascii(), "protocol error");
-                    self.finish(Some(&[b"ERR Protocol error: ", &text[..]].concat())).await;
+                    Box::pin(self.finish(Some(&[b"ERR Protocol error: ", &text[..]].concat()))).await;
                     break;
                 }
                 Step::Broken(Broken::Foreign) => {
@@ -287,7 +288,7 @@ impl Session {
             };
             if !alive {
                 if let Some(text) = self.last_word.take() {
-                    self.finish(Some(&text)).await;
+                    Box::pin(self.finish(Some(&text))).await;
                 }
                 break;
             }
@@ -296,13 +297,13 @@ impl Session {
     }
 
     /// Gives back or closes what the session held.
-    fn end(mut self) {
+    fn end(&mut self) {
         self.charge_replies(Instant::now());
         if self.logged_in {
             self.tenant.leave();
         }
         self.down.close();
-        if let Some(own) = self.own {
+        if let Some(own) = self.own.take() {
             own.taint();
             self.reach.pool.release(own);
         }

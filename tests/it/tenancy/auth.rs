@@ -197,7 +197,7 @@ fn u10_no_login_in_a_transaction() {
 fn u4_a_password_fits_whole_or_not_at_all() {
     let redis = Redis::start();
     let fence = Fence::with_tenants(redis.addr(), "[tenants.a]\npasswords = [\"0123456789abcdef\"]\n");
-    let long = [b"0123456789abcdef".repeat(1), vec![0]].concat();
+    let long = [b"0123456789abcdef".to_vec(), vec![0]].concat();
     let doubled = b"0123456789abcdef".repeat(2);
     // One connection each: the tenth refusal closes it.
     for given in [

@@ -100,6 +100,12 @@ fn a_transaction_is_bounded_however_its_values_come() {
     assert_eq!(line(&a.call(&[b"SET", b"two", &value])), "-BUSY the transaction is too large");
     assert!(a.ask(&words("EXEC")).starts_with(b"-EXECABORT"));
     assert_eq!(line(&a.ask(&words("EXISTS one two"))), ":0");
+    // So many in one request.
+    assert_eq!(line(&a.ask(&words("MULTI"))), "+OK");
+    assert_eq!(line(&a.call(&[b"MSET", b"one", &value, b"two", &value])), "-BUSY the transaction is too large");
+    assert!(a.ask(&words("EXEC")).starts_with(b"-EXECABORT"));
+    assert_eq!(line(&a.ask(&words("EXISTS one two"))), ":0");
+    assert_eq!(line(&a.call(&[b"MSET", b"one", &value, b"two", &value])), "+OK");
 }
 
 #[test]

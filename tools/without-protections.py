@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Takes protections out one by one, in a copy of the tree, and says whether the tests notice: a test that passes without what it tests is none.
+
+    python3 tools/without-protections.py [id ...]
+
+Needs cargo-nextest. Each takes a build and some tests; the copy's build folder is target/without-protections. Exits 1 when one is not noticed,
+or its place in the source is not there any more.
+"""
+import pathlib, shutil, subprocess, sys
+
+# id, file, what stands there, what stands there instead, tests that must notice (a nextest expression of names)
+PROTECTIONS = [
+    ("A1 every STORE is marked", "src/command/keys.rs",
+     'else if (is(word, "STORE") || is(word, "STOREDIST")) && more {\n            mark(marks, i + 1, argc, Slot::Key);',
+     'else if (is(word, "STORE") || is(word, "STOREDIST")) && more {\n            if marks.len() < 2 { mark(marks, i + 1, argc, Slot::Key); }', "a1_"),
+    ("A2 a value is not taken for an option", "src/command/keys.rs",
+     'else if store && is(word, "STORE") && left >= 1 {\n            mark(marks, i + 1, argc, Slot::Key);\n            i += 2;',
+     'else if store && is(word, "STORE") && left >= 1 {\n            mark(marks, i + 1, argc, Slot::Key);\n            i += 1;', "a2_"),
+    ("A3 the last MATCH wins", "src/scoped.rs",
+     'b"MATCH" => scan.pattern = Some(bounded(value)?.to_vec()),',
+     'b"MATCH" => scan.pattern = scan.pattern.or(Some(bounded(value)?.to_vec())),', "a3_"),
+    ("A4 every DB is marked", "src/command/keys.rs", 'mark(marks, i + 1, argc, Slot::Db);', 'if marks.len() < 3 { mark(marks, i + 1, argc, Slot::Db); }', "a4_"),
+    ("A5 templates of SORT are prefixed", "src/command/keys.rs",
+     'if args.at(i + 1) != b"#" {\n                mark(marks, i + 1, argc, Slot::Template);', 'if args.at(i + 1) != b"#" {', "a5_"),
+    ("A6 options of XREADGROUP are parsed in order", "src/command/keys.rs", 'is(word, "GROUP") && left >= 2 {\n            i += 3;',
+     'is(word, "GROUP") && left >= 2 {\n            i += 1;', "a6_"),
+    ("A11 what is not understood is marked", "src/command/keys.rs", 'fn doubt(marks: &mut Vec<(u32, Slot)>, from: usize, argc: usize) -> bool {',
+     'fn doubt(marks: &mut Vec<(u32, Slot)>, from: usize, argc: usize) -> bool {\n    let from = argc.max(from);', "a11_"),
+    ("D1 a client that left keeps its place", "src/upstream/conn/read.rs", 'let Some(waiter) = waiters.front_mut() else {',
+     'while waiters.front().is_some_and(|w| w.client.as_ref().is_some_and(|c| c.gone())) { waiters.pop_front(); }\n            let Some(waiter) = waiters.front_mut() else {',
+     "d1_|clients_leave"),
+    ("D4 CLIENT REPLY is refused in MULTI", "src/transaction.rs", '"HELLO" | "AUTH" | "CLIENT REPLY" |', '"HELLO" | "AUTH" |', "d9_|d4_|transaction|session"),
+    ("D6 state does not go back to the pool", "src/upstream/conn.rs", '!self.dead.get() && !self.tainted.get() &&', '!self.dead.get() &&', "d6_|d7_|d13_"),
+    ("D13 another login leaves everything behind", "src/login.rs", '    local::drop_state(s);\n', '', "d13_"),
+    ("D14 RESET stays here", "src/command/table.rs", 'conn: ConnNeed::State("reset"), class: Class::Local,', 'conn: ConnNeed::State("reset"), class: Class::Keyless,', "d14_"),
+    ("E1 SCAN asks for the prefix and names are looked at again", "src/scoped.rs",
+     [('[&glob::escape(&self.prefix), rest].concat()', 'rest.to_vec()'), ('let own = name.starts_with(&self.prefix);', 'let own = name.len() >= self.prefix.len();')],
+     None, "e1_|e7_"),
+    ("E4 cursors are the tenant's own", "src/scoped/cursor.rs", 'let key = key(prefix);\n    Some(match', 'let key = key(b"");\n    let _ = prefix;\n    Some(match', "e4_"),
+    ("E8 databases are bounded", "src/local.rs", '.filter(|n| *n < databases(s)) else {', '.filter(|n| *n < 16) else {', "e8_"),
+    ("N1 prefixes are prefix-free", "src/config/tenants.rs", 'if !ours.as_bytes().starts_with(theirs.as_bytes()) {', 'if ours.as_bytes() != theirs.as_bytes() {', "n1_"),
+    ("N4 globs are escaped", "src/glob.rs", 'if b"*?[]^-\\\\".contains(&c) {', 'if false {', "n4_"),
+    ("R1 a name without the prefix is withheld", "src/rewrite/reply.rs", 'let kept = len.checked_sub(self.prefix.len() as u64).ok_or(Failure::Isolation)?;',
+     'let kept = len.saturating_sub(self.prefix.len() as u64);', "r1_"),
+    ("R2 group errors are said again", "src/proxy.rs", 'if !row.reply.nogroup {', 'if !row.reply.nogroup || true {', "r2_|r3_"),
+    ("U1 nothing before login", "src/proxy.rs", 'if !s.logged_in && !row.flags.has(Flags::NO_AUTH) {', 'if false {', "u1_"),
+    ("U2 guesses are slowed", "src/tenant/throttle.rs", '(SHORTEST * 2u32.saturating_pow((failures.count - self.free).min(10))).min(LONGEST)', 'Duration::ZERO', "u2_"),
+    ("U4 a password fits whole", "src/tenant/password.rs", 'Kind::Sha256 { digest: own, .. } => bool::from(digest.ct_eq(own)),', 'Kind::Sha256 { digest: own, .. } => digest[..0] == own[..0],', "u4_"),
+    ("P1 what is not permitted is refused", "src/proxy.rs", 'if s.logged_in && !s.tenant.permitted.has(row) {', 'if false {', "refused"),
+    ("L2 replies due are bounded", "src/upstream/conn/window.rs", 'due >= self.most.get() ||', 'due == u32::MAX ||', "l2_"),
+    ("L4 a slow reader is alone", "src/upstream/conn.rs", 'if *count < RETIRED {', 'if *count > RETIRED {', "l4_|l2_|never_reads|slow"),
+    ("L6 a tenant has a share of the connections", "src/upstream/open.rs", 'if own >= share {', 'if own >= self.limit {', "l6_"),
+    ("L7 transactions are bounded", "src/transaction.rs", 'const BYTES: usize = 64 * 1024 * 1024;', 'const BYTES: usize = usize::MAX;', "l7_|transaction"),
+    ("L9 rates", "src/tenant/limits.rs", '(from + nanos(cost, n.min(1)) <= now + depth.max(nanos(cost, 1))).then_some(from.saturating_add(price))', 'Some(from.saturating_add(price))', "l9_|limits"),
+    ("L12 watched keys are bounded", "src/transaction.rs", 'if keys > WATCHED - s.watched {', 'if keys > u32::MAX - s.watched {', "l12_"),
+    ("T3 a bulk string ends with CRLF", "src/resp/request.rs", 'Some(_) => return broken(NO_CRLF),', 'Some(_) => {}', "t3_|t1_"),
+    ("W1 tenants connect behind the wall", "src/upstream.rs", 'Login::As(user, password) => (user, password),', 'Login::As(..) => (self.target.username.clone(), self.target.password.clone()),', "wall"),
+]
+
+
+def main():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    copy = root / "target" / "without-protections" / "tree"
+    wanted = sys.argv[1:]
+    unnoticed = []
+    for name, file, old, new, tests in PROTECTIONS:
+        if wanted and name.split()[0] not in wanted:
+            continue
+        if copy.exists():
+            shutil.rmtree(copy)
+        tracked = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\n")
+        for path in filter(None, tracked):
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            # With its times, so that only what changes is built again.
+            shutil.copy2(root / path, copy / path)
+        source = copy / file
+        text = source.read_text()
+        for a, b in [(old, new)] if isinstance(old, str) else old:
+            if text.count(a) < 1:
+                print(f"{name}: its place in {file} is not there any more", flush=True)
+                unnoticed.append(name)
+                break
+            text = text.replace(a, b, 1)
+        else:
+            source.write_text(text)
+            run = subprocess.run(
+                ["cargo", "nextest", "run", "--locked", "--target-dir", str(copy.parent / "build"), "-E", f"test(/{tests}/)"],
+                cwd=copy, capture_output=True, text=True, env={**__import__("os").environ, "RUSTFLAGS": "--cap-lints allow"})
+            failed = sorted({line.split("keyfence::")[-1].split()[-1] for line in run.stderr.split("\n") if " FAIL [" in line or " TIMEOUT [" in line})
+            if run.returncode == 100 and failed:
+                print(f"{name}: noticed by {len(failed)}: {', '.join(failed[:3])}", flush=True)
+            else:
+                print(f"{name}: NOT NOTICED (status {run.returncode}) {run.stderr[-600:] if run.returncode != 0 else ''}", flush=True)
+                unnoticed.append(name)
+    if unnoticed:
+        sys.exit(f"not noticed: {', '.join(unnoticed)}")
+
+
+if __name__ == "__main__":
+    main()
