@@ -77,6 +77,13 @@ mod tests {
         assert_eq!(unwrap(u64::MAX, b"a:"), None);
     }
 
+    #[test]
+    fn e4_a_cursor_means_nothing_to_another_tenant() {
+        for n in [1, 64, 1000, 1 << 30, (1 << 52) - 1] {
+            assert_ne!(unwrap(wrap(n, b"a:"), b"b:"), Some(n));
+        }
+    }
+
     proptest! {
         #[test]
         fn comes_back_and_never_ends_early(n in 1u64..1 << 52, prefix in prop::collection::vec(any::<u8>(), 0..20)) {

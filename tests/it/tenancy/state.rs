@@ -330,3 +330,89 @@ fn d16_half_a_big_reply() {
         assert_eq!(a.say("STRLEN big"), format!(":{}", 8 << 20));
     }
 }
+
+#[test]
+fn d1_a_client_that_left_keeps_its_place() {
+    let redis = Redis::start();
+    let gate = std::sync::Arc::new(std::sync::Barrier::new(2));
+    let held = std::sync::Arc::clone(&gate);
+    let scripted = Scripted::start(redis.addr(), move |request| match request.get(1) {
+        Some(key) if key == b"a:wait" => {
+            held.wait();
+            Act::Reply(b"$4\r\nlate\r\n".to_vec())
+        }
+        _ => Act::Forward,
+    });
+    let fence = Fence::with_tenants(scripted.addr(), &format!("workers = 1\n{TWO}"));
+    let mut stays = login(&fence, "a", "pa");
+    assert_eq!(stays.ask(&words("SET s mine")), b"+OK\r\n");
+    let mut leaves = login(&fence, "a", "pa");
+    leaves.send(&words("GET wait"));
+    // Upstream it is waiting to be answered, and here it is known to be gone.
+    while !scripted.seen().iter().any(|request| request.get(1).is_some_and(|key| key == b"a:wait")) {
+        std::thread::yield_now();
+    }
+    // Cut off, not closed: one that only says no more is still answered.
+    socket2::SockRef::from(&*leaves.stream()).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(leaves);
+    while show(&stays.ask(&words("CLIENT LIST"))).matches("laddr=").count() > 1 {
+        std::thread::yield_now();
+    }
+    stays.send(&[words("GET s"), words("STRLEN s")].concat());
+    gate.wait();
+    assert_eq!([line(&stays.reply()), line(&stays.reply())], ["$4|mine", ":4"]);
+}
+
+#[test]
+fn d4_reply_modes() {
+    let world = World::new("require");
+    let mut a = login(&world.fence, "a", "pa");
+    for mode in ["ON", "OFF", "SKIP"] {
+        assert_eq!(line(&a.ask(&words("MULTI"))), "+OK");
+        let refused = line(&a.ask(&words(&format!("CLIENT REPLY {mode}"))));
+        assert_eq!(refused, "-ERR Command not allowed inside a transaction");
+        assert_eq!(line(&a.ask(&words("GET s"))), "+QUEUED");
+        assert!(line(&a.ask(&words("EXEC"))).starts_with("-EXECABORT "));
+        assert_eq!(line(&a.ask(&words("GET s"))), "$8|attacker", "in step");
+    }
+    // Outside, one reply is skipped, and only that; a transaction within OFF answers nothing.
+    a.send(&[words("CLIENT REPLY SKIP"), words("GET s"), words("ECHO one")].concat());
+    assert_eq!(line(&a.reply()), "$3|one");
+    let silent = ["CLIENT REPLY OFF", "GET s", "MULTI", "GET s", "EXEC", "BLPOP none 0.01", "KEYS *", "NOSUCH"];
+    a.send(&silent.map(words).concat());
+    a.send(&[words("CLIENT REPLY ON"), words("ECHO two")].concat());
+    assert_eq!([line(&a.reply()), line(&a.reply())], ["+OK", "$3|two"]);
+    assert_eq!(world.tenant("b").say("GET s"), "$6|victim");
+}
+
+#[test]
+fn d6_a_connection_with_state_is_nobodys_next_one() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), &format!("workers = 1\n{TWO}"));
+    let endings: [&[&str]; 6] = [
+        &["MULTI", "SET left behind"],
+        &["WATCH s", "MULTI"],
+        &["WATCH s"],
+        &["MULTI", "SET left behind", "RESET"],
+        &["WATCH s", "RESET"],
+        &["WATCH s", "AUTH a pa"],
+    ];
+    for commands in endings {
+        let mut before = login(&fence, "a", "pa");
+        assert_eq!(before.ask(&words("SET s 1")), b"+OK\r\n");
+        for text in commands {
+            before.ask(&words(text));
+        }
+        drop(before);
+        let mut next = login(&fence, "a", "pa");
+        while show(&next.ask(&words("CLIENT LIST"))).matches("laddr=").count() > 1 {
+            std::thread::yield_now();
+        }
+        // What was watched has changed, which must be nothing to a transaction that watched nothing.
+        assert_eq!(next.ask(&words("SET s 2")), b"+OK\r\n");
+        for (text, reply) in [("WATCH x", "+OK"), ("MULTI", "+OK"), ("GET s", "+QUEUED"), ("EXEC", "*1|$1|2")] {
+            assert_eq!(line(&next.ask(&words(text))), reply, "after {commands:?}");
+        }
+        assert_eq!(line(&next.ask(&words("EXISTS left"))), ":0");
+    }
+}
