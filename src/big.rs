@@ -20,7 +20,7 @@ use tokio::time::{Duration, Instant};
 use crate::{
     command::{self, Args, Class, ConnNeed, Lookup, Row, Span},
     error::UpstreamError,
-    proxy,
+    proxy, pubsub,
     resp::{
         self,
         request::{self, Broken, Header, Limits, MAX_BULK, Progress},
@@ -81,6 +81,9 @@ pub async fn pass(s: &mut Session) -> bool {
         conn.send(|out| resp::put_header(out, b'*', argc as u64));
     }
     let args = Args::new(&held, &spans);
+    // What PUBLISH answers depends on its channel.
+    let publishes = matches!(&request.sink, Sink::Upstream { row, .. } if pubsub::is_one(row));
+    let channel = (publishes && args.len() > 1).then(|| args.at(1).to_vec());
     let mut passed = args.iter().try_for_each(|arg| request.whole(arg)).map_err(Some).map(|()| Vec::new());
     if passed.is_ok() {
         passed = request.run(s, held[progress.pos..].to_vec(), progress.bulk).await;
@@ -90,7 +93,7 @@ pub async fn pass(s: &mut Session) -> bool {
             s.give_back(rest);
             let sink = std::mem::replace(&mut request.sink, Sink::Refused(Vec::new()));
             drop(request);
-            finish(s, sink).await
+            finish(s, sink, channel.as_deref().unwrap_or_default()).await
         }
         Err(None) => {
             abandon(s);
@@ -173,6 +176,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     }
     // What changes a session's state, or waits, takes the ordinary path, and so does what has to be seen whole to be refused.
     if row.class == Class::Keyless
+        || s.sub.is_some() && pubsub::is_one(row)
         || row.conn != ConnNeed::Any
         || proxy::needs_other_user(s, row)
         || command::keys::refused_by_value(row)
@@ -254,7 +258,11 @@ async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut prog
     }
 }
 
-async fn finish(s: &mut Session, sink: Sink) -> bool {
+async fn finish(s: &mut Session, sink: Sink, channel: &[u8]) -> bool {
+    let len = u32::try_from(channel.len()).unwrap_or_default();
+    let spans = [(0, 0), (0, len)];
+    // No more than that of the arguments is there, and only if there is a channel among them.
+    let args = if channel.is_empty() { Args::new(&[], &[]) } else { Args::new(channel, &spans) };
     match sink {
         Sink::Refused(text) => {
             s.refuse(text);
@@ -273,11 +281,11 @@ async fn finish(s: &mut Session, sink: Sink) -> bool {
             let owed = match (s.tx.is_some(), s.muted()) {
                 (_, true) => Owed::Dropped,
                 (true, false) => Owed::Raw,
-                (false, false) => proxy::owed(s, row, &Args::new(&[], &[])),
+                (false, false) => proxy::owed(s, row, &args),
             };
             conn.expect(&s.down, owed, false, What::NOTHING);
             if s.tx.is_some() {
-                let rule = proxy::rule(s, row, &Args::new(&[], &[]));
+                let rule = proxy::rule(s, row, &args);
                 transaction::queued(s, rule);
             }
             s.end_command();

@@ -67,7 +67,21 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
         None => row("RESTORE", "warn", "the upstream does not say whether it checks payloads".into()),
     }
     wall(config.upstream.acl_wall, target, &mut row).await;
-    row("scripts, pub/sub", "no", "not served by this version: -NOPERM".into());
+    row(
+        "pub/sub",
+        if at_least(&facts.version, 6) { "ok" } else { "no" },
+        "inside the namespace; needs an upstream of version 6 or later".into(),
+    );
+    match facts.keyspace_events.as_deref() {
+        Some("") => row(
+            "  keyspace events",
+            "off",
+            "notify-keyspace-events is empty upstream: subscriptions to them are accepted, and nothing comes".into(),
+        ),
+        Some(which) => row("  keyspace events", "ok", format!("notify-keyspace-events is '{which}' upstream")),
+        None => row("  keyspace events", "", "the upstream does not say whether it sends any".into()),
+    }
+    row("scripts", "no", "not served by this version: -NOPERM".into());
     row("tier", "no", "not served by this version".into());
     Ok(out)
 }

@@ -49,12 +49,36 @@ pub struct Client {
     pub active: AtomicU64,
     /// Commands queued in MULTI, or -1 (as `u32::MAX`).
     pub queued: AtomicU32,
+    /// Channels, patterns and shard channels it is subscribed to, at their `Space::index`.
+    pub subscribed: [AtomicU32; 3],
+    /// It is subscribed to `__redis__:invalidate`.
+    pub invalidations: AtomicBool,
+    /// It tracks keys for itself.
+    pub tracks: AtomicBool,
+    /// What other workers have for it, until its session takes it.
+    pub inbox: Inbox,
     /// Waits in a blocking command.
     pub blocked: AtomicBool,
     /// What it logged in with.
     pub login: Mutex<Option<Login>>,
     /// See [`Labels`].
     pub labels: Mutex<Labels>,
+}
+
+/// Bytes on their way to a client from another worker.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    filled: AtomicBool,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl Inbox {
+    /// Takes what there is, if there is anything.
+    #[inline]
+    pub fn take(&self) -> Option<Vec<u8>> {
+        (self.filled.load(Ordering::Relaxed) && self.filled.swap(false, Ordering::Acquire))
+            .then(|| std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
 }
 
 /// `queued` of a client outside MULTI.
@@ -71,6 +95,24 @@ impl Client {
         change(&mut self.labels.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Leaves a whole message for it; a client with more than `limit` bytes waiting is disconnected.
+    pub fn post(&self, message: &[u8], limit: usize) {
+        let mut bytes = self.inbox.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.extend_from_slice(message);
+        if bytes.len() > limit {
+            *bytes = Vec::new();
+            return self.alarm.kill();
+        }
+        drop(bytes);
+        self.inbox.filled.store(true, Ordering::Release);
+        self.alarm.ring();
+    }
+
+    /// Whether it has any subscription.
+    pub fn listens(&self) -> bool {
+        self.subscribed.iter().any(|n| n.load(Ordering::Relaxed) > 0)
+    }
+
     /// The line of CLIENT LIST, without its LF, in the form of Redis 7.2.
     pub fn line(&self, user: &str) -> String {
         let labels = self.labels();
@@ -80,6 +122,10 @@ impl Client {
         let queued = load(&self.queued);
         let (multi, mut flags) =
             if queued == NO_MULTI { (-1, String::new()) } else { (i64::from(queued), "x".to_owned()) };
+        if self.listens() {
+            flags.push('P');
+        }
+        let [sub, psub, ssub] = [0, 1, 2].map(|i| load(&self.subscribed[i]));
         if self.blocked.load(Ordering::Relaxed) {
             flags.push('b');
         }
@@ -88,7 +134,7 @@ impl Client {
         }
         let row = ROWS.get(usize::from(self.last.load(Ordering::Relaxed)));
         format!(
-            "id={} addr={} laddr={} fd=0 name={} age={} idle={} flags={flags} db={} sub=0 psub=0 ssub=0 multi={multi} watch=0 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={} user={user} redir=-1 resp={} lib-name={} lib-ver={}",
+            "id={} addr={} laddr={} fd=0 name={} age={} idle={} flags={flags} db={} sub={sub} psub={psub} ssub={ssub} multi={multi} watch=0 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={} user={user} redir=-1 resp={} lib-name={} lib-ver={}",
             self.id,
             self.addr,
             self.laddr,
@@ -125,6 +171,11 @@ impl Clients {
     /// Strikes a connection out.
     pub fn remove(&self, id: u64) {
         self.map.remove(&id);
+    }
+
+    /// The connection of this number.
+    pub fn get(&self, id: u64) -> Option<Arc<Client>> {
+        self.map.get(&id).map(|client| Arc::clone(&client))
     }
 
     /// How many there are, all tenants together.

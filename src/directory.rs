@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use crate::{
     config::{self, AuthMode, Config, DATABASES, Listen, Template},
     login::Login,
-    tenant::{Limits, Pause, Permitted, Tenant, password::Credentials},
+    tenant::{Limits, Pause, Permitted, Tenant, password::Credentials, subscriptions::Subscriptions},
     upstream::Site,
 };
 
@@ -235,6 +235,7 @@ impl Wanted<'_> {
                 backlog: Arc::default(),
                 large: AtomicU64::new(0),
                 step: Mutex::default(),
+                subscriptions: Subscriptions::default(),
             }),
         }
     }

@@ -113,6 +113,9 @@ pub struct Downstream {
     out: RefCell<Vec<u8>>,
     sent: Cell<usize>,
     write: RefCell<Option<WriteHalf>>,
+    /// A reply has been appended in part: messages wait here until the rest is there.
+    midway: Cell<bool>,
+    pushes: RefCell<Vec<u8>>,
     /// Replies owed by upstream connections, local answers that wait behind them included.
     in_flight: Cell<u32>,
     /// Bytes of answers made here that wait behind them.
@@ -145,6 +148,8 @@ impl Downstream {
             out: RefCell::default(),
             sent: Cell::new(0),
             write: RefCell::new(Some(write)),
+            midway: Cell::new(false),
+            pushes: RefCell::default(),
             in_flight: Cell::new(0),
             waiting: Cell::new(0),
             wake_at: Cell::new(None),
@@ -274,6 +279,30 @@ impl Downstream {
         result
     }
 
+    /// Appends a whole message, between two replies.
+    pub fn push(&self, message: &[u8]) {
+        if !self.midway.get() {
+            self.append(|out| out.extend_from_slice(message));
+        } else if !self.gone() {
+            let mut pushes = self.pushes.borrow_mut();
+            pushes.extend_from_slice(message);
+            if self.unsent() + pushes.len() > self.limit {
+                drop(pushes);
+                tracing::debug!(limit = self.limit, "client is slower than its messages: disconnected");
+                self.abandon();
+            }
+        }
+    }
+
+    /// Says whether a reply has been appended in part only.
+    pub fn set_midway(&self, midway: bool) {
+        self.midway.set(midway);
+        if !midway && !self.pushes.borrow().is_empty() {
+            let pushes = self.pushes.take();
+            self.append(|out| out.extend_from_slice(&pushes));
+        }
+    }
+
     /// Where the next appended byte will stand, to be able to [`Downstream::retract`] to it.
     pub fn mark(&self) -> u64 {
         self.written.get() + self.unsent() as u64
@@ -385,6 +414,7 @@ impl Downstream {
         self.blocked.set(false);
         self.sent.set(0);
         self.book(0);
+        self.pushes.take();
         if let Ok(mut out) = self.out.try_borrow_mut() {
             *out = Vec::new();
         }

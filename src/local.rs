@@ -11,9 +11,11 @@ mod slowlog;
 use crate::{
     command::{self, Args, Categories, Lookup, Row},
     login::{self, Attempt},
+    pubsub,
     resp::{Proto, Value},
     rewrite::canonical,
     session::{Flow, Replies, Session, Until},
+    tracking,
 };
 
 /// Answers a local command.
@@ -26,7 +28,10 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
         "QUIT" => quit(s),
         "CLIENT REPLY" => reply_mode(s, args),
         // What others do to this session, or it to others, is seen by its earlier commands' replies being there.
-        "CLIENT KILL" | "INFO" if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
+        "CLIENT KILL" | "CLIENT TRACKING" | "CLIENT CACHING" | "INFO" if s.down.in_flight() > 0 => {
+            Flow::Again(Until::Drained)
+        }
+        "CLIENT TRACKING" | "CLIENT CACHING" => tracking::command(s, row.name, args),
         "INFO" => Flow::Run(crate::scoped::Job::Info(
             args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect(),
         )),
@@ -74,11 +79,20 @@ fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
             s.tenant.permitted.has(row) && s.facts(|f| !row.forwardable() || f.has(row))
         });
     }
+    if row.name == "PUBSUB" && args.len() > 1 || row.name.starts_with("PUBSUB ") {
+        return pubsub::introspect(s, row, args);
+    }
     if row.name.starts_with("CLUSTER") || matches!(row.name, "READONLY" | "READWRITE" | "ASKING") {
         return Value::error("ERR This instance has cluster support disabled");
     }
     match row.name {
         "PING" if args.len() > 2 => Value::error(row.arity_error()),
+        "PING"
+            if s.sub.is_some()
+                && let Some(pong) = pubsub::pong(s, args) =>
+        {
+            pong
+        }
         "PING" if args.len() == 2 => Value::bulk(args.at(1)),
         "PING" => Value::simple("PONG"),
         "ECHO" => Value::bulk(args.at(1)),
@@ -188,6 +202,7 @@ fn reset(s: &mut Session) -> Flow {
         return Flow::Again(Until::Drained);
     }
     drop_state(s);
+    pubsub::leave(s);
     s.set_replies(Replies::On);
     s.proto = Proto::Resp2;
     s.db = 0;
@@ -202,6 +217,7 @@ fn reset(s: &mut Session) -> Flow {
 
 /// Drops MULTI and WATCH, with the connection they were on.
 pub fn drop_state(s: &mut Session) {
+    tracking::end(s);
     s.tx = None;
     s.client.queued.store(crate::clients::NO_MULTI, std::sync::atomic::Ordering::Relaxed);
     s.watched = 0;
@@ -226,6 +242,9 @@ fn hello(s: &mut Session, args: &Args<'_>) -> Flow {
             Some(_) => return s.refuse("NOPROTO unsupported protocol version"),
             None => return s.refuse("ERR Protocol version is not an integer or out of range"),
         };
+    }
+    if hello.proto != s.proto && s.tracking.is_some() {
+        return s.refuse("ERR the protocol version cannot change while CLIENT TRACKING is on");
     }
     let mut login = None;
     let mut i = 2;
@@ -281,6 +300,7 @@ pub fn greet(s: &mut Session, hello: Hello) {
             s.watch_lost = true;
         }
         s.proto = proto;
+        pubsub::speaks(s, proto);
         s.lane = None;
         s.unpin_when_done();
         s.client.resp.store(if proto == Proto::Resp3 { 3 } else { 2 }, std::sync::atomic::Ordering::Relaxed);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     command::{self, Args, Class, ConnNeed, Flags, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
-    local,
+    local, pubsub,
     resp::Value,
     rewrite::{
         self,
@@ -17,7 +17,7 @@ use crate::{
     scoped,
     session::{Flow, Session, Until},
     tenant::{Tenant, limits::Bucket},
-    transaction,
+    tracking, transaction,
     upstream::{Kind, Owed, What},
 };
 
@@ -70,6 +70,9 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     if !may_restore(s, row) {
         return s.refuse(NO_RESTORE);
     }
+    if let Some(error) = pubsub::restricted(s, row) {
+        return s.refuse(error);
+    }
     if let Some(error) = over_limit(s, row, spans, frame.len()) {
         return s.refuse_over_rate(error);
     }
@@ -88,11 +91,15 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
         }
         settle_select(s);
     }
+    if s.tracking.is_some() {
+        tracking::step(s, row);
+    }
     // TRANSACTION
     if let Some(flow) = transaction::step(s, row, args, frame, spans, ahead) {
         return flow;
     }
     match row.class {
+        _ if pubsub::is_one(row) => pubsub::command(s, row, args, frame, spans),
         Class::Keyed | Class::Keyless => forward(s, row, args, frame, spans),
         Class::Local => local::answer(s, row, args),
         Class::Scoped if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
@@ -259,6 +266,9 @@ pub fn owed(s: &Session, row: &Row, args: &Args<'_>) -> Owed {
 
 /// Where the reply of a command carries names.
 pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
+    if pubsub::is_one(row) {
+        return pubsub::rule(s, row, (args.len() > 1).then(|| args.at(1)));
+    }
     if !row.reply.nogroup {
         return match row.reply.shape {
             Shape::First => Rule::First,

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use crate::{
-    clients::{Client, Clients, NO_MULTI},
+    clients::{Client, Clients, Inbox, NO_MULTI},
     config::{self, Config, Endpoint as Place, Listen},
     directory::{self, Directory},
     downstream::{Alarm, Downstream},
@@ -390,6 +390,10 @@ fn greet(
         last: AtomicU16::new(u16::MAX),
         active: AtomicU64::new(0),
         queued: AtomicU32::new(NO_MULTI),
+        subscribed: Default::default(),
+        invalidations: AtomicBool::new(false),
+        tracks: AtomicBool::new(false),
+        inbox: Inbox::default(),
         blocked: AtomicBool::new(false),
         login: Mutex::default(),
         labels: Mutex::default(),

@@ -40,12 +40,14 @@ use crate::{
     login::{self},
     net::ReadHalf,
     proxy,
+    pubsub::{self, hub::Subscriber},
     resp::{
         Proto,
         request::{self, Broken, Limits, Parsed, Progress},
     },
     scoped,
     tenant::Tenant,
+    tracking::{self, Tracking},
     transaction::Tx,
     upstream::{Conn, Site, control::Facts},
     worker::{ClientLimits, Reach, Worker},
@@ -132,6 +134,10 @@ pub struct Session {
     pub lane: Option<Rc<Conn>>,
     /// The dedicated one it uses instead while it has one.
     pub own: Option<Rc<Conn>>,
+    /// Its subscriptions, once it has had any.
+    pub sub: Option<Rc<Subscriber>>,
+    /// CLIENT TRACKING.
+    pub tracking: Option<Box<Tracking>>,
     /// Between MULTI and EXEC.
     pub tx: Option<Tx>,
     /// Keys watched on `own`.
@@ -213,6 +219,8 @@ impl Session {
             db: 0,
             lane: None,
             own: None,
+            sub: None,
+            tracking: None,
             tx: None,
             watched: 0,
             watch_lost: false,
@@ -298,6 +306,8 @@ impl Session {
 
     /// Gives back or closes what the session held.
     fn end(&mut self) {
+        pubsub::leave(self);
+        tracking::end(self);
         self.charge_replies(Instant::now());
         if self.logged_in {
             self.tenant.leave();
@@ -345,6 +355,14 @@ impl Session {
         }
     }
 
+    /// Writes what other workers have left for this client.
+    fn take_posted(&self) {
+        if let Some(messages) = self.client.inbox.take() {
+            self.down.push(&messages);
+            self.down.flush();
+        }
+    }
+
     fn watch_full(&self) {
         if self.down.watch() {
             self.worker.watch_full(&self.down);
@@ -373,6 +391,7 @@ impl Session {
             if alarm.killed() {
                 return Poll::Ready(Step::Closed);
             }
+            self.take_posted();
             if self.down.poll_flush(cx).is_pending() {
                 self.watch_full();
             }
@@ -383,8 +402,8 @@ impl Session {
             if let Some(idle) = &mut self.idle
                 && idle.as_mut().poll(cx).is_ready()
             {
-                if self.logged_in && (self.down.in_flight() > 0 || self.down.unsent() > 0) {
-                    // Not idle: it waits for us, or reads.
+                if self.logged_in && (self.down.in_flight() > 0 || self.down.unsent() > 0 || self.client.listens()) {
+                    // Not idle: it waits for us or for messages, or reads.
                     idle.as_mut().reset(Instant::now() + self.limits.idle.unwrap_or(LINGER));
                     cx.waker().wake_by_ref();
                     return Poll::Pending;

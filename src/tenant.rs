@@ -2,6 +2,7 @@
 
 pub mod limits;
 pub mod password;
+pub mod subscriptions;
 pub mod throttle;
 
 use std::{
@@ -21,6 +22,7 @@ use crate::{
     upstream::Site,
 };
 use limits::Bucket;
+use subscriptions::Subscriptions;
 
 /// One tenant. Without `[tenants]` there is one, called `default`, whose prefix is `key_prefix`.
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub struct Tenant {
     pub large: AtomicU64,
     /// Held during a step of scoped work (a page of a SCAN, say): one at a time is its share.
     pub step: Mutex<()>,
+    /// What its connections listen to.
+    pub subscriptions: Subscriptions,
 }
 
 impl Tenant {

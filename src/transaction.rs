@@ -304,7 +304,8 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
                     ),
                 }
             }
-            "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" => {
+            "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" | "CLIENT TRACKING"
+            | "CLIENT CACHING" => {
                 return s.refuse("ERR Command not allowed inside a transaction");
             }
             _ => {

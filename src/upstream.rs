@@ -7,6 +7,7 @@
 
 pub mod conn;
 pub mod control;
+pub mod feed;
 pub mod managed;
 pub mod open;
 pub mod wall;

@@ -16,6 +16,7 @@ use crate::{
     directory::Directory,
     downstream::{Downstream, Spares},
     login::Login,
+    pubsub::Hubs,
     scoped::Flushes,
     slowlog::SlowLog,
     tenant::throttle::Throttle,
@@ -81,6 +82,8 @@ pub struct Worker {
     pub spares: Rc<Spares>,
     /// Upstreams, as they come into use; few.
     reaches: RefCell<Vec<Rc<Reach>>>,
+    /// Subscriptions.
+    pub hubs: Hubs,
     /// Scratch space of the key walker.
     pub marks: RefCell<Vec<(u32, Slot)>>,
     /// Clients whose sockets were found full: who, at which tick, with how much written.
@@ -96,6 +99,7 @@ impl Worker {
             clock: Rc::default(),
             spares: Rc::default(),
             reaches: RefCell::default(),
+            hubs: Hubs::default(),
             marks: RefCell::default(),
             full: RefCell::default(),
         })
@@ -129,6 +133,7 @@ impl Worker {
                     r.tidy();
                     Rc::strong_count(r) > 1 || r.pool.in_use()
                 });
+                self.hubs.tidy();
                 self.drop_stalled();
             }
         }

@@ -40,7 +40,6 @@ fn parse(text: &str) -> Vec<Line<'_>> {
 
 /// Names of commands that are refused although each column by itself could be served.
 const REFUSED: &[(&str, &str)] = &[
-    ("PUBSUB", "needs the tenant's own subscriptions"),
     ("CLUSTERSCAN", "needs a cluster upstream"),
     ("HIMPORT", "needs a connection that is cleaned before it is used again"),
     ("FT._LIST", "index names are one namespace for all tenants"),
@@ -98,6 +97,8 @@ fn shape_of_keys(line: &Line<'_>) -> String {
         ("MOVE", "1; db 2") => return "Move".into(),
         ("JSON.DEBUG", "2 [MEMORY only]") => return "JsonDebug".into(),
         (_, "-") => return "None".into(),
+        // A channel gets the prefix as a key does.
+        ("PUBLISH", "chan 1") | ("SPUBLISH", "schan 1") => return "One(1)".into(),
         _ => {}
     }
     let parts: Vec<_> = text.split("; ").collect();
@@ -136,13 +137,10 @@ fn keys(line: &Line<'_>) -> String {
         // Neither is ever walked.
         "denied" | "local" => return "None".into(),
         _ if refused => return "Unsupported".into(),
-        // SCAN and KEYS take a pattern, which their emulation finds by itself.
+        // SCAN and KEYS take a pattern, SUBSCRIBE and its kin channels, which their emulation finds by itself.
         "scoped" => {
-            return if line.keys.starts_with("pat ") || line.keys == "-" {
-                "None".into()
-            } else {
-                "Unsupported".into()
-            };
+            let own = ["pat ", "chan ", "chanpat ", "schan "].iter().any(|kind| line.keys.starts_with(kind));
+            return if own || line.keys == "-" { "None".into() } else { "Unsupported".into() };
         }
         _ => {}
     }

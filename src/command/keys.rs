@@ -631,8 +631,6 @@ mod tests {
         assert_eq!(
             rest,
             [
-                "CLIENT CACHING",
-                "CLIENT TRACKING",
                 "CLUSTERSCAN",
                 "FCALL",
                 "FCALL_RO",
@@ -641,30 +639,16 @@ mod tests {
                 "HIMPORT DISCARDALL",
                 "HIMPORT PREPARE",
                 "HIMPORT SET",
-                "PSUBSCRIBE",
-                "PUBLISH",
-                "PUBSUB CHANNELS",
-                "PUBSUB HELP",
-                "PUBSUB NUMPAT",
-                "PUBSUB NUMSUB",
-                "PUBSUB SHARDCHANNELS",
-                "PUBSUB SHARDNUMSUB",
-                "PUNSUBSCRIBE",
                 "SCRIPT HELP",
-                "SPUBLISH",
-                "SSUBSCRIBE",
-                "SUBSCRIBE",
-                "SUNSUBSCRIBE",
                 "TS.INFO",
                 "TS.MGET",
                 "TS.MRANGE",
                 "TS.MREVRANGE",
                 "TS.QUERYINDEX",
                 "TS.QUERYLABELS",
-                "UNSUBSCRIBE",
             ]
         );
-        for name in ["EVAL", "CONFIG SET", "PUBSUB", "SCRIPT", "FUNCTION", "HIMPORT", "DEBUG"] {
+        for name in ["EVAL", "CONFIG SET", "SCRIPT", "FUNCTION", "HIMPORT", "DEBUG"] {
             assert!(find(name).is_some_and(|row| !row.served()), "{name}");
         }
         for name in

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{clients::Client, command::Args, resp::Value, rewrite::canonical, session::Session};
+use crate::{clients::Client, command::Args, resp::Value, rewrite::canonical, session::Session, tracking};
 
 pub(super) const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
 /// Longest CLIENT PAUSE (Redis takes any; nobody means a year).
@@ -50,17 +50,17 @@ pub(super) fn answer(s: &Session, what: &str, args: &Args<'_>) -> Value {
             Value::ok()
         }
         "NO-EVICT" | "NO-TOUCH" => on_off(args.at(2)),
-        "GETREDIR" => Value::Int(-1),
-        "TRACKINGINFO" => Value::Map(vec![
-            (Value::bulk("flags"), Value::Set(vec![Value::bulk("off")])),
-            (Value::bulk("redirect"), Value::Int(-1)),
-            (Value::bulk("prefixes"), Value::Array(Vec::new())),
-        ]),
+        "GETREDIR" => tracking::redirected(s),
+        "TRACKINGINFO" => tracking::info(s),
         "UNBLOCK" => unblock(s, args),
         "CAPA" => Value::ok(),
         "HELP" => super::help(
             "CLIENT",
             &[
+                "CACHING (YES|NO)",
+                "    Enable/disable tracking of the keys for next command in OPTIN/OPTOUT modes.",
+                "GETREDIR",
+                "    Return the client ID we are redirecting to when tracking is enabled.",
                 "GETNAME",
                 "    Return the name of the current connection.",
                 "ID",
@@ -85,6 +85,10 @@ pub(super) fn answer(s: &Session, what: &str, args: &Args<'_>) -> Value {
                 "    Set client meta attributes.",
                 "SETNAME <name>",
                 "    Assign the name <name> to the current connection.",
+                "TRACKING (ON|OFF) [REDIRECT <id>] [BCAST] [PREFIX <prefix> [...]] [OPTIN] [OPTOUT] [NOLOOP]",
+                "    Control server assisted client side caching.",
+                "TRACKINGINFO",
+                "    Report tracking status for the current connection.",
                 "UNPAUSE",
                 "    Stop the current client pause, resuming traffic.",
             ],
@@ -123,12 +127,31 @@ fn setinfo(s: &Session, args: &Args<'_>) -> Value {
     Value::ok()
 }
 
-/// Whether a client is of a type as CLIENT LIST and KILL name them; `None` for a word that is none.
-fn of_type(word: &[u8]) -> Option<bool> {
-    match &word.to_ascii_lowercase()[..] {
-        b"normal" => Some(true),
-        b"master" | b"replica" | b"slave" | b"pubsub" => Some(false),
-        _ => None,
+/// A type of clients as CLIENT LIST and KILL name them.
+#[derive(Clone, Copy)]
+enum Type {
+    Normal,
+    PubSub,
+    /// No client here is of this type.
+    Other,
+}
+
+impl Type {
+    fn named(word: &[u8]) -> Option<Self> {
+        match &word.to_ascii_lowercase()[..] {
+            b"normal" => Some(Self::Normal),
+            b"pubsub" => Some(Self::PubSub),
+            b"master" | b"replica" | b"slave" => Some(Self::Other),
+            _ => None,
+        }
+    }
+
+    fn is(self, client: &Client) -> bool {
+        match self {
+            Self::Normal => !client.listens(),
+            Self::PubSub => client.listens(),
+            Self::Other => false,
+        }
     }
 }
 
@@ -148,9 +171,8 @@ fn list(s: &Session, args: &Args<'_>) -> Value {
         }
         chosen.retain(|c| ids.contains(&c.id));
     } else if args.len() == 4 && args.at(2).eq_ignore_ascii_case(b"TYPE") {
-        match of_type(args.at(3)) {
-            Some(true) => {}
-            Some(false) => chosen.clear(),
+        match Type::named(args.at(3)) {
+            Some(kind) => chosen.retain(|c| kind.is(c)),
             None => return unknown_type(args.at(3)),
         }
     } else if args.len() != 2 {
@@ -166,13 +188,13 @@ struct Filter {
     addr: Option<String>,
     laddr: Option<String>,
     max_age: Option<u64>,
-    nobody: bool,
+    kind: Option<Type>,
     spare_self: bool,
 }
 
 impl Filter {
     fn matches(&self, client: &Client, own: u64) -> bool {
-        !self.nobody
+        self.kind.is_none_or(|kind| kind.is(client))
             && self.id.is_none_or(|id| id == client.id)
             && self.addr.as_ref().is_none_or(|a| *a == client.addr)
             && self.laddr.as_ref().is_none_or(|a| *a == client.laddr)
@@ -207,8 +229,8 @@ fn kill(s: &Session, args: &Args<'_>) -> Value {
             },
             b"ADDR" => filter.addr = Some(text(i + 1)),
             b"LADDR" => filter.laddr = Some(text(i + 1)),
-            b"TYPE" => match of_type(value) {
-                Some(normal) => filter.nobody |= !normal,
+            b"TYPE" => match Type::named(value) {
+                Some(kind) => filter.kind = Some(kind),
                 None => return unknown_type(value),
             },
             // Users of other tenants are, to this one, users that do not exist.

@@ -142,7 +142,8 @@ impl Shown<'_> {
             Lookup::Found(row) if self.shows(row) => row,
             _ => return error("Invalid command specified"),
         };
-        if row.keys == Keys::None {
+        // A channel is rewritten like a key, and is none.
+        if row.keys == Keys::None || row.flags.has(Flags::PUBSUB) {
             return error("The command has no key arguments");
         }
         if !row.arity_ok(args.len()) {
@@ -400,7 +401,7 @@ mod tests {
 
     #[test]
     fn only_what_is_served_and_permitted_is_listed() {
-        assert_eq!(ask("COMMAND INFO nosuch debug subscribe eval"), Value::Array(vec![Value::NullArray; 4]));
+        assert_eq!(ask("COMMAND INFO nosuch debug monitor eval"), Value::Array(vec![Value::NullArray; 4]));
         assert_eq!(ask("COMMAND LIST FILTERBY PATTERN config*"), Value::Set(bulks(&["config", "config|get"])));
         let Value::Array(all) = ask("COMMAND") else { panic!("an array") };
         assert_eq!(ask("COMMAND COUNT"), Value::Int(i64::try_from(all.len()).expect("small")));

@@ -35,6 +35,8 @@ pub enum Rule {
     XreadNoGroup(Rc<NoGroup>),
     /// The upstream's reply is dropped and these bytes stand in its place.
     Replace(Bytes),
+    /// The upstream's number is dropped and this one stands in its place; an error passes.
+    Number(u64),
     /// Nowhere; whether it was a simple string, and so no error, is noted.
     Note(Rc<Cell<bool>>),
 }
@@ -329,10 +331,13 @@ impl Unprefix {
         let level = |d: usize| &self.levels[base + d];
         Ok(match rule {
             Rule::Replace(bytes) => Act::Swap(bytes.clone()),
+            Rule::Number(n) if kind == b':' => Act::Swap(Bytes::from(format!(":{n}\r\n"))),
             Rule::NoGroup(names) | Rule::XreadNoGroup(names) if depth == 0 && kind == b'-' => {
                 Act::GroupError(Rc::clone(names))
             }
-            Rule::First | Rule::Names | Rule::Xread | Rule::Raw if depth == 0 && kind == b'-' => Act::Error,
+            Rule::First | Rule::Names | Rule::Xread | Rule::Raw | Rule::Number(_) if depth == 0 && kind == b'-' => {
+                Act::Error
+            }
             Rule::Note(ok) => {
                 ok.set(kind == b'+');
                 Act::Pass
@@ -345,7 +350,7 @@ impl Unprefix {
                 }
             }
             Rule::First if level(0).index == 0 => Act::Name,
-            Rule::Raw | Rule::NoGroup(_) | Rule::First => Act::Pass,
+            Rule::Raw | Rule::NoGroup(_) | Rule::First | Rule::Number(_) => Act::Pass,
             Rule::Names => Act::Name,
             Rule::Xread | Rule::XreadNoGroup(_) => match (depth, level(0).map) {
                 (1, true) if level(0).index % 2 == 0 => Act::Name,

@@ -16,7 +16,7 @@ use dashmap::DashMap;
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{Counts, Scope};
-use crate::error::UpstreamError;
+use crate::{error::UpstreamError, tracking};
 
 /// Buckets per page, and so about the most keys deleted in one command: a step takes the upstream some tens of microseconds. Larger steps
 /// end sooner and are felt by others; pauses between steps make it longer and are felt as much (docs/decisions/0004).
@@ -98,6 +98,7 @@ pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(),
         gate.pass(async || pass(&scope, unlink).await.map(|()| 0)).await?;
         flushes.counts.remove(&(scope.tenant.id, db));
     }
+    tracking::flushed(&scope.worker.shared, scope.tenant.id);
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use crate::{
     command::{Row, Span},
     error::UpstreamError,
     login::Login,
+    pubsub,
     resp::{Value, request::Progress},
     rewrite::Namespace,
     tenant::Tenant,
@@ -96,16 +97,23 @@ impl Session {
     pub fn pin(&mut self) -> Result<(), UpstreamError> {
         debug_assert_eq!(self.down.in_flight(), 0);
         if self.own.is_none() {
-            // The other user may do all that the first may, and what a transaction may need besides.
-            let kind = if self.reach.site.holes.load().is_some() { Kind::Sort } else { Kind::Data };
-            self.own = Some(self.reach.pool.dedicated(Key { kind, ..self.key() })?);
+            self.own = Some(self.reach.pool.dedicated(Key { kind: self.own_kind(), ..self.key() })?);
         }
         Ok(())
     }
 
+    /// As which user connections of its own log in: the other one may do all that the first may, and what a transaction may need besides.
+    pub fn own_kind(&self) -> Kind {
+        if self.reach.site.holes.load().is_some() { Kind::Sort } else { Kind::Data }
+    }
+
     /// Gives the dedicated connection back once no state and no reply needs it.
     pub fn unpin_when_done(&mut self) {
-        if self.own.is_none() || self.tx.is_some() || self.watched > 0 {
+        if self.own.is_none()
+            || self.tx.is_some()
+            || self.watched > 0
+            || self.tracking.as_ref().is_some_and(|tracking| tracking.holds_connection())
+        {
             return;
         }
         if self.few_in_flight(0)
@@ -141,6 +149,9 @@ impl Session {
     /// Speaks for `tenant`, which has admitted it, from now on; nothing is in flight and no state of another tenant is left.
     pub fn become_tenant(&mut self, tenant: Arc<Tenant>, login: Option<Login>) {
         debug_assert!(self.own.is_none() && self.tx.is_none() && self.down.in_flight() == 0);
+        if self.tenant.id != tenant.id {
+            pubsub::leave(self);
+        }
         if self.logged_in {
             self.charge_replies(Instant::now());
             self.tenant.leave();

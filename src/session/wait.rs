@@ -92,6 +92,7 @@ impl Session {
             if alarm.killed() {
                 return Poll::Ready(false);
             }
+            self.take_posted();
             if self.down.poll_flush(cx).is_pending() {
                 self.watch_full();
             }

@@ -14,6 +14,7 @@
 //! (A reply off by one is what showed one user's data to another in March 2023, redis-py issue 2624.)
 
 mod read;
+pub mod tracker;
 mod window;
 
 use std::{
@@ -124,6 +125,8 @@ pub struct Conn {
     /// Sessions that wait for `out` to drain.
     room: RefCell<Vec<(Rc<Downstream>, Waker)>>,
     tasks: RefCell<Vec<AbortHandle>>,
+    /// Who gets its pushes.
+    tracker: RefCell<Option<tracker::Tracker>>,
 }
 
 impl Drop for Conn {
@@ -163,6 +166,7 @@ impl Conn {
             writer: RefCell::default(),
             room: RefCell::default(),
             tasks: RefCell::default(),
+            tracker: RefCell::default(),
         });
         conn.spawn(Rc::clone(&conn).connect());
         conn
@@ -431,6 +435,9 @@ impl Conn {
         if self.dead.replace(true) {
             return;
         }
+        if let Some(tracker) = self.tracker.borrow_mut().take() {
+            tracker.lost();
+        }
         let line = error.to_line();
         let lost = UpstreamError::Lost.to_line();
         let mut begun = self.reading.borrow().begun;
@@ -460,6 +467,10 @@ impl Conn {
                 client.waited(bytes.len());
             }
             client.settle(waiter.count);
+            client.queue(&mut touched);
+        }
+        if let Some(client) = self.reading.borrow_mut().midway.take() {
+            client.set_midway(false);
             client.queue(&mut touched);
         }
         touched.iter().for_each(|client| client.flush());

@@ -109,6 +109,8 @@ pub struct Facts {
     pub databases: u32,
     /// Its `maxmemory-policy`.
     pub maxmemory_policy: String,
+    /// Its `notify-keyspace-events`; empty: it sends no notifications.
+    pub keyspace_events: Option<String>,
     /// Whether it checks the payloads of RESTORE.
     pub sanitizes_dumps: Option<bool>,
     /// `standalone`, `cluster` or `sentinel`.
@@ -129,6 +131,7 @@ impl Default for Facts {
             version: "7.0.0".into(),
             databases: 16,
             maxmemory_policy: "noeviction".into(),
+            keyspace_events: None,
             sanitizes_dumps: None,
             mode: "standalone".into(),
             manages_users: false,
@@ -180,6 +183,7 @@ pub async fn probe(target: &Target) -> Result<Facts, UpstreamError> {
     if let Some(policy) = setting("maxmemory-policy").await {
         facts.maxmemory_policy = policy;
     }
+    facts.keyspace_events = setting("notify-keyspace-events").await;
     facts.sanitizes_dumps = setting("sanitize-dump-payload").await.map(|v| v != "no");
     facts.manages_users = control.query::<Value>(0, redis::cmd("ACL").arg("USERS")).await.is_ok();
     if let Ok(names) = command_names(&control).await {

@@ -13,6 +13,8 @@ mod large;
 mod layers;
 mod property;
 mod protocol;
+mod pubsub;
 mod support;
 mod tenancy;
 mod tools;
+mod tracking;

@@ -52,7 +52,7 @@ fn call(row: &Row, name: &[u8]) -> (Request, Vec<usize>) {
                 let to = if to < 0 { args.len() - to.unsigned_abs() } else { to.unsigned_abs() };
                 names.extend((from.parse().unwrap()..=to).step_by(step.parse().unwrap()));
             }
-            [at] => names.push(at.parse().unwrap()),
+            [at] | ["chan" | "schan", at] => names.push(at.parse().unwrap()),
             ["sortpat" | "chan" | "prefix", "opt", word] | ["opt", word] => {
                 args.push(word.trim_end_matches('*').as_bytes().to_vec());
                 names.push(args.len());

@@ -32,6 +32,8 @@ pub(super) struct Reading {
     push: bool,
     /// Commands that the upstream's ACL refused.
     refusals: u64,
+    /// Whose reply was there in part at the end of the last turn.
+    pub(super) midway: Option<Rc<Downstream>>,
     /// The reply at hand has begun; where its first byte stands in its client's output.
     pub(super) begun: Option<u64>,
 }
@@ -76,6 +78,7 @@ impl Conn {
                 };
                 self.window.read(n, replies);
                 self.wake_waiting_for_room();
+                self.note_midway();
                 rest.clear();
                 rest.extend_from_slice(&buf[used..]);
                 if rest.len() > scratch.len() / 2 {
@@ -113,6 +116,24 @@ impl Conn {
         }
     }
 
+    /// A client that has part of a reply gets its messages behind the rest of it.
+    fn note_midway(&self) {
+        let mut reading = self.reading.borrow_mut();
+        if reading.begun.is_none() && reading.midway.is_none() {
+            return;
+        }
+        let begun = reading.begun.is_some();
+        let now = if begun { self.waiters.borrow().front().and_then(|w| w.client.clone()) } else { None };
+        let before = std::mem::replace(&mut reading.midway, now);
+        let same = |a: &Rc<Downstream>| reading.midway.as_ref().is_some_and(|b| Rc::ptr_eq(a, b));
+        if let Some(before) = before.filter(|before| !same(before)) {
+            before.set_midway(false);
+        }
+        if let Some(client) = &reading.midway {
+            client.set_midway(true);
+        }
+    }
+
     /// Lets a client that is behind catch up before more is read for it: a large reply passes in little memory.
     ///
     /// New requests of others take another connection from then on. Those that are behind this reply already wait with it, so a client that
@@ -130,7 +151,10 @@ impl Conn {
         self.paused.set(true);
         let drained = |deadline| tokio::time::timeout_at(deadline, poll_fn(|cx| client.poll_drained(cx)));
         if drained(Instant::now() + CATCH_UP).await.is_err() {
-            self.retire();
+            // A connection on which keys are tracked is its session's alone, and must stay.
+            if self.tracker.borrow().is_none() {
+                self.retire();
+            }
             loop {
                 let others = others();
                 if others && self.patience.get().is_zero() {
@@ -162,6 +186,11 @@ impl Conn {
             if reading.push || (reading.begun.is_none() && buf.get(at) == Some(&b'>') && self.key.proto == Proto::Resp3)
             {
                 let (n, done) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;
+                if let Some(tracker) = &*self.tracker.borrow() {
+                    tracker.take(&buf[at..at + n], done, written).inspect_err(|_| {
+                        self.env.isolation_failures.set(self.env.isolation_failures.get() + 1);
+                    })?;
+                }
                 at += n;
                 reading.push = !done;
                 if !done {

@@ -13,6 +13,14 @@ const DATABASES: usize = 64;
 /// What a tenant that may run scripts needs.
 const SCRIPTS: [&str; 4] = ["EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO"];
 
+/// What the connection that listens for a tenant needs. Channels are confined like keys, and of patterns the server allows the one that is
+/// written in the rules.
+const SUBSCRIPTIONS: [&str; 6] =
+    ["PSUBSCRIBE", "PUNSUBSCRIBE", "SSUBSCRIBE", "SUBSCRIBE", "SUNSUBSCRIBE", "UNSUBSCRIBE"];
+
+/// What a session's own connection needs that tracks keys. No key pattern confines whose keys it hears of: prefixes are the rewriting's.
+const TRACKING: [&str; 3] = ["CLIENT CACHING", "CLIENT ID", "CLIENT TRACKING"];
+
 /// As which of a tenant's users a connection logs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -56,6 +64,8 @@ impl Commands {
             let rule = || format!("+{}", row.lower_name()).into_bytes();
             match kind {
                 Kind::Data if SCRIPTS.contains(&row.name) && scripts => commands.plain.push(rule()),
+                Kind::Sort if TRACKING.contains(&row.name) => commands.plain.push(rule()),
+                Kind::Data if SUBSCRIPTIONS.contains(&row.name) => commands.plain.push(rule()),
                 Kind::Sort if is_sort(row) && row.forwardable() && holes.selectors => commands.reading_all.push(rule()),
                 _ if row.forwardable() && (kind == Kind::Sort || holes.kind(row) == Kind::Data) => {
                     commands.plain.push(rule());

@@ -71,35 +71,6 @@ fn s_scripts_and_functions() {
 }
 
 #[test]
-fn c_channels_and_tracking() {
-    never_upstream(&[
-        "SUBSCRIBE b:chat",
-        "SUBSCRIBE a b",
-        "PSUBSCRIBE *",
-        "PSUBSCRIBE __keyspace@0__:*",
-        "SUBSCRIBE __keyevent@0__:expired",
-        "SSUBSCRIBE b:chat",
-        "PUBLISH b:chat x",
-        "PUBLISH __keyevent@0__:expired k",
-        "SPUBLISH b:chat x",
-        "UNSUBSCRIBE",
-        "PUNSUBSCRIBE",
-        "SUNSUBSCRIBE",
-        "PUBSUB CHANNELS",
-        "PUBSUB NUMSUB b:chat",
-        "PUBSUB NUMPAT",
-        "PUBSUB SHARDCHANNELS",
-        "PUBSUB SHARDNUMSUB b:chat",
-        "CLIENT TRACKING ON BCAST",
-        "CLIENT TRACKING ON BCAST PREFIX b:",
-        "CLIENT TRACKING ON REDIRECT 1 BCAST",
-        "CLIENT TRACKING ON",
-        "CLIENT CACHING YES",
-        "SUBSCRIBE __redis__:invalidate",
-    ]);
-}
-
-#[test]
 fn administration() {
     never_upstream(&[
         "CONFIG SET maxmemory 0",

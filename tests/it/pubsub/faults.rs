@@ -1,0 +1,127 @@
+//! An upstream that goes away under subscribers, one that does not answer, and subscribers that do not read.
+use super::{Client, Fence, Redis, call, command, gets, is, show, subscribe};
+
+/// Publishes until somebody hears it: what was lost with the upstream is lost.
+fn until_heard(publisher: &mut Client, listener: &mut Client, channel: &str) {
+    loop {
+        let reply = call!(publisher, "PUBLISH", channel, "again");
+        let said = show(&reply);
+        assert!(said.starts_with(':') || said.starts_with("-UPSTREAM"), "{said}");
+        listener.send(&command(&["PING", "mark"]));
+        let reply = show(&listener.reply());
+        if reply.contains("again") {
+            return;
+        }
+        assert!(reply.contains("mark"), "{reply}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn subscriptions_outlive_the_upstream() {
+    let mut redis = Redis::start();
+    let fence = Fence::start(&redis);
+    let mut listener = fence.client();
+    subscribe(&mut listener, false, "c");
+    listener.send(&command(&["PSUBSCRIBE", "p*"]));
+    gets(&mut listener, false, &["psubscribe", "p*", ":2"]);
+    redis.kill();
+    // Nothing changes for those who are subscribed; who comes now is told.
+    is!(listener, ["PING"], "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    let mut late = fence.client();
+    let reply = call!(late, "SUBSCRIBE", "c");
+    assert!(reply.starts_with(b"-UPSTREAM"), "{}", show(&reply));
+    is!(late, ["PING"], "+PONG\r\n");
+    listener.send(&command(&["UNSUBSCRIBE", "none"]));
+    gets(&mut listener, false, &["unsubscribe", "none", ":2"]);
+    redis.restart();
+    let mut publisher = fence.client();
+    until_heard(&mut publisher, &mut listener, "c");
+    until_heard(&mut publisher, &mut fence_listener(&fence), "p1");
+}
+
+fn fence_listener(fence: &Fence) -> Client {
+    let mut client = fence.client();
+    loop {
+        client.send(&command(&["PSUBSCRIBE", "p*"]));
+        let reply = show(&client.reply());
+        if reply.contains("psubscribe") {
+            return client;
+        }
+        assert!(reply.starts_with("-UPSTREAM"), "{reply}");
+    }
+}
+
+#[test]
+fn the_acknowledgement_has_a_deadline() {
+    let redis = Redis::start();
+    let fence = Fence::start_at(redis.addr(), "[upstream]\nsocket_timeout = \"200ms\"\nconnect_timeout = \"200ms\"\n");
+    if fence.process().is_none() {
+        return;
+    }
+    let mut early = fence.client();
+    subscribe(&mut early, false, "c");
+    redis.signal("STOP");
+    let mut client = fence.client();
+    let reply = call!(client, "SUBSCRIBE", "d");
+    assert_eq!(show(&reply), "-UPSTREAM timed out after 200ms\\r\\n");
+    is!(client, ["PING"], "+PONG\r\n");
+    redis.signal("CONT");
+    // The first one's subscription is made again.
+    until_heard(&mut fence.client(), &mut early, "c");
+    // And a subscription that was refused is none.
+    is!(client, ["PING"], "+PONG\r\n");
+}
+
+#[test]
+fn l4_a_subscriber_that_does_not_read_is_dropped_alone() {
+    let redis = Redis::start();
+    let fence = Fence::start_at(redis.addr(), "client_output_limit = \"1MiB\"\n");
+    if fence.process().is_none() {
+        return;
+    }
+    let mut lazy = fence.client();
+    subscribe(&mut lazy, false, "c");
+    let mut good = fence.client();
+    subscribe(&mut good, false, "c");
+    let mut publisher = fence.client();
+    let payload = "x".repeat(100_000);
+    let before = fence.process().unwrap().memory("VmRSS");
+    let mut sent = 0;
+    loop {
+        let count = show(&call!(publisher, "PUBLISH", "c", &payload));
+        if count != ":2\\r\\n" {
+            assert_eq!(count, ":1\\r\\n");
+            break;
+        }
+        gets(&mut good, false, &["message", "c", &payload]);
+        sent += 1;
+        assert!(sent < 1000, "the lazy one was never dropped");
+    }
+    gets(&mut good, false, &["message", "c", &payload]);
+    let grown = fence.process().unwrap().memory("VmRSS").saturating_sub(before);
+    assert!(grown < 32 * 1024, "grew by {grown} KiB");
+    is!(publisher, ["PUBSUB", "NUMSUB", "c"], "*2\r\n$1\r\nc\r\n:1\r\n");
+    // One message that is more than a client may have waiting ends its receivers, and nobody else.
+    let mut other = fence.client();
+    subscribe(&mut other, false, "other");
+    call!(publisher, "PUBLISH", "c", "x".repeat(3_000_000));
+    assert_eq!(good.try_reply().map_err(|_| ()), Err(()));
+    is!(publisher, ["PUBLISH", "other", "small"], ":1\r\n");
+    gets(&mut other, false, &["message", "other", "small"]);
+}
+
+#[test]
+fn an_idle_subscriber_stays() {
+    let redis = Redis::start();
+    let fence = Fence::start_at(redis.addr(), "client_idle_timeout = \"1s\"\n");
+    let mut listener = fence.client();
+    subscribe(&mut listener, false, "c");
+    let mut idle = fence.client();
+    is!(idle, ["PING"], "+PONG\r\n");
+    if fence.process().is_some() {
+        assert_eq!(idle.try_reply(), Err("closed"));
+    }
+    is!(fence.client(), ["PUBLISH", "c", "x"], ":1\r\n");
+    gets(&mut listener, false, &["message", "c", "x"]);
+}
