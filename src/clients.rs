@@ -59,6 +59,8 @@ pub struct Client {
     pub inbox: Inbox,
     /// Waits in a blocking command.
     pub blocked: AtomicBool,
+    /// The server's number for the upstream connection that it waits on in a blocking command.
+    pub waits_on: Mutex<Option<Arc<AtomicU64>>>,
     /// What it logged in with.
     pub login: Mutex<Option<Login>>,
     /// See [`Labels`].
@@ -93,6 +95,17 @@ impl Client {
     /// Changes what it says of itself.
     pub fn relabel(&self, change: impl FnOnce(&mut Labels)) {
         change(&mut self.labels.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// It begins to wait in a blocking command on the connection of this number, or has ended that.
+    pub fn wait_on(&self, number: Option<Arc<AtomicU64>>) {
+        *self.waits_on.lock().unwrap_or_else(PoisonError::into_inner) = number;
+    }
+
+    /// The server's number for the connection it waits on; 0: not known yet.
+    pub fn waiting_on(&self) -> Option<u64> {
+        let number = self.waits_on.lock().unwrap_or_else(PoisonError::into_inner);
+        number.as_ref().map(|number| number.load(Ordering::Relaxed))
     }
 
     /// Leaves a whole message for it; a client with more than `limit` bytes waiting is disconnected.

@@ -28,10 +28,17 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
         "QUIT" => quit(s),
         "CLIENT REPLY" => reply_mode(s, args),
         // What others do to this session, or it to others, is seen by its earlier commands' replies being there.
-        "CLIENT KILL" | "CLIENT TRACKING" | "CLIENT CACHING" | "INFO" if s.down.in_flight() > 0 => {
+        "CLIENT KILL" | "CLIENT TRACKING" | "CLIENT CACHING" | "CLIENT UNBLOCK" | "INFO" if s.down.in_flight() > 0 => {
             Flow::Again(Until::Drained)
         }
         "CLIENT TRACKING" | "CLIENT CACHING" => tracking::command(s, row.name, args),
+        "CLIENT UNBLOCK" => match client::unblock(s, args) {
+            Ok((client, error)) => Flow::Run(crate::scoped::Job::Unblock { client, error }),
+            Err(answer) => {
+                s.answer(&answer);
+                Flow::Next
+            }
+        },
         "INFO" => Flow::Run(crate::scoped::Job::Info(
             args.iter().skip(1).map(|a| String::from_utf8_lossy(a).to_ascii_lowercase()).collect(),
         )),

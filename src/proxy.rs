@@ -202,6 +202,8 @@ fn block(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
     if let Err(error) = s.pin() {
         return s.refuse(error.to_line());
     }
+    // By this number another client ends the wait.
+    s.client.wait_on(s.own.as_ref().map(|own| own.number()));
     if row.conn == ConnNeed::SameConn
         && let Some(own) = &s.own
     {

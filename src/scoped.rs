@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    clients::Client,
     command::{Args, Row},
     downstream::Downstream,
     error::UpstreamError,
@@ -41,6 +42,9 @@ const SCAN_PAGES: u32 = 32;
 /// Longest pattern and most wildcards in it: matching costs the upstream more than linear time (isolation.md E3, CVE-2024-31228).
 const PATTERN_BYTES: usize = 4096;
 const PATTERN_STARS: usize = 32;
+/// How often, and how far apart, it is looked which connection a client waits on.
+const UNBLOCK_LOOKS: u32 = 100;
+const UNBLOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How long a count of keys is good enough for INFO.
 const COUNT_FRESH: Duration = Duration::from_secs(10);
 /// How long INFO waits for a count before it answers with the last one.
@@ -65,6 +69,13 @@ pub enum Job {
         wait: bool,
         /// UNLINK, not DEL.
         unlink: bool,
+    },
+    /// CLIENT UNBLOCK.
+    Unblock {
+        /// One of the tenant's own, which waits in a blocking command.
+        client: Arc<Client>,
+        /// It is told an error instead of that its time is over.
+        error: bool,
     },
     /// INFO, the sections asked for.
     Info(Vec<String>),
@@ -211,6 +222,7 @@ async fn work(
             }
             Ok(Value::ok())
         }
+        Job::Unblock { client, error } => scope.unblock(&client, error).await,
         Job::Info(sections) => {
             let keys = if view.wants_keyspace(&sections) { scope.count_soon().await } else { None };
             Ok(view.render(&sections, keys))
@@ -242,6 +254,23 @@ struct Turn<'a> {
 impl Scope {
     fn pattern(&self, rest: &[u8]) -> Vec<u8> {
         [&glob::escape(&self.prefix), rest].concat()
+    }
+
+    /// Ends the wait of a blocking command upstream, so that nothing it may have got is lost.
+    async fn unblock(&self, client: &Client, error: bool) -> Result<Value, UpstreamError> {
+        for _ in 0..UNBLOCK_LOOKS {
+            match client.waiting_on() {
+                None => return Ok(Value::Int(0)),
+                // Asked for in front of the blocking command, and not answered yet.
+                Some(0) => tokio::time::sleep(UNBLOCK_PAUSE).await,
+                Some(number) => {
+                    let mut cmd = redis::cmd("CLIENT");
+                    cmd.arg("UNBLOCK").arg(number).arg(if error { "ERROR" } else { "TIMEOUT" });
+                    return Ok(Value::Int(self.control.query(self.db, &cmd).await?));
+                }
+            }
+        }
+        Ok(Value::Int(0))
     }
 
     /// Waits for the turn of this work among the tenant's, and of the tenant among all, in the order of asking (isolation.md E2, L1).

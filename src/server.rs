@@ -395,6 +395,7 @@ fn greet(
         tracks: AtomicBool::new(false),
         inbox: Inbox::default(),
         blocked: AtomicBool::new(false),
+        waits_on: Mutex::default(),
         login: Mutex::default(),
         labels: Mutex::default(),
     });

@@ -305,7 +305,7 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
                 }
             }
             "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" | "CLIENT TRACKING"
-            | "CLIENT CACHING" => {
+            | "CLIENT CACHING" | "CLIENT UNBLOCK" => {
                 return s.refuse("ERR Command not allowed inside a transaction");
             }
             _ => {

@@ -52,7 +52,6 @@ pub(super) fn answer(s: &Session, what: &str, args: &Args<'_>) -> Value {
         "NO-EVICT" | "NO-TOUCH" => on_off(args.at(2)),
         "GETREDIR" => tracking::redirected(s),
         "TRACKINGINFO" => tracking::info(s),
-        "UNBLOCK" => unblock(s, args),
         "CAPA" => Value::ok(),
         "HELP" => super::help(
             "CLIENT",
@@ -89,6 +88,8 @@ pub(super) fn answer(s: &Session, what: &str, args: &Args<'_>) -> Value {
                 "    Control server assisted client side caching.",
                 "TRACKINGINFO",
                 "    Report tracking status for the current connection.",
+                "UNBLOCK <clientid> [TIMEOUT|ERROR]",
+                "    Unblock the specified blocked client.",
                 "UNPAUSE",
                 "    Stop the current client pause, resuming traffic.",
             ],
@@ -260,25 +261,21 @@ fn end(client: &Client, own: u64) {
     }
 }
 
-fn unblock(s: &Session, args: &Args<'_>) -> Value {
+/// CLIENT UNBLOCK: the client and whether it is told an error, or the answer.
+pub(super) fn unblock(s: &Session, args: &Args<'_>) -> Result<(Arc<Client>, bool), Value> {
     let Some(id) = canonical(args.at(2)).and_then(|n| u64::try_from(n).ok()) else {
-        return Value::error("ERR value is not an integer or out of range");
+        return Err(Value::error("ERR value is not an integer or out of range"));
     };
     let error = match args.len() {
         3 => false,
         4 if args.at(3).eq_ignore_ascii_case(b"TIMEOUT") => false,
         4 if args.at(3).eq_ignore_ascii_case(b"ERROR") => true,
-        4 => return Value::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"),
-        _ => return Value::error("ERR wrong number of arguments for 'client|unblock' command"),
+        4 => return Err(Value::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")),
+        _ => return Err(Value::error("ERR wrong number of arguments for 'client|unblock' command")),
     };
-    // Unblocking needs the upstream to end the wait with that command's own null.
-    let blocked =
-        s.worker.shared.clients.of(s.tenant.id).iter().any(|c| c.id == id && c.blocked.load(Ordering::Relaxed));
-    if blocked {
-        let _ = error;
-        return Value::error("NOPERM CLIENT UNBLOCK of a blocked client is not served by this version");
-    }
-    Value::Int(0)
+    // Of another tenant's the answer is that of a client that is none.
+    let client = s.worker.shared.clients.get(id).filter(|c| c.tenant.load(Ordering::Relaxed) == s.tenant.id);
+    client.filter(|c| c.blocked.load(Ordering::Relaxed)).map(|c| (c, error)).ok_or(Value::Int(0))
 }
 
 fn pause(s: &Session, args: &Args<'_>) -> Value {

@@ -124,7 +124,10 @@ impl Session {
             Poll::Pending
         })
         .await;
-        self.client.blocked.store(false, Ordering::Relaxed);
+        if blocking {
+            self.client.blocked.store(false, Ordering::Relaxed);
+            self.client.wait_on(None);
+        }
         if !alive && let Some(own) = &self.own {
             // A client that left must not pop what nobody receives.
             self.down.close();

@@ -23,6 +23,10 @@ use std::{
     future::poll_fn,
     io,
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -58,6 +62,8 @@ pub enum Owed {
     Local(Bytes),
     /// It carries names.
     Rewritten(Box<Unprefix>),
+    /// It is the number that the server has for this connection, and is kept ([`Conn::number`]).
+    Number,
 }
 
 #[derive(Debug)]
@@ -127,6 +133,8 @@ pub struct Conn {
     tasks: RefCell<Vec<AbortHandle>>,
     /// Who gets its pushes.
     tracker: RefCell<Option<tracker::Tracker>>,
+    /// The server's number for it; 0: not known.
+    number: Arc<AtomicU64>,
 }
 
 impl Drop for Conn {
@@ -167,6 +175,7 @@ impl Conn {
             room: RefCell::default(),
             tasks: RefCell::default(),
             tracker: RefCell::default(),
+            number: Arc::default(),
         });
         conn.spawn(Rc::clone(&conn).connect());
         conn
@@ -297,13 +306,25 @@ impl Conn {
         waiters.push_back(Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what });
     }
 
+    /// The server's number for this connection, asked for the first time; 0 until it has answered, or if it does not say.
+    pub fn number(&self) -> Arc<AtomicU64> {
+        if self.number.load(Ordering::Relaxed) == 0 {
+            self.send_for(b"*2\r\n$6\r\nCLIENT\r\n$2\r\nID\r\n", Owed::Number);
+        }
+        Arc::clone(&self.number)
+    }
+
     /// A request of keyfence's own whose reply is dropped.
     pub fn send_own(&self, frame: &[u8]) {
+        self.send_for(frame, Owed::Dropped);
+    }
+
+    fn send_for(&self, frame: &[u8], owed: Owed) {
         self.send(|out| out.extend_from_slice(frame));
         self.window.sent();
         self.waiters.borrow_mut().push_back(Waiter {
             client: None,
-            owed: Owed::Dropped,
+            owed,
             count: 1,
             since: self.env.clock.now(),
             sent: self.env.clock.micros(),
@@ -455,7 +476,7 @@ impl Conn {
             }
             let text = if i == 0 || matches!(error, UpstreamError::Unreachable(_)) { &line } else { &lost };
             client.append(|out| match &waiter.owed {
-                Owed::Dropped => {}
+                Owed::Dropped | Owed::Number => {}
                 Owed::Local(bytes) => {
                     out.extend_from_slice(bytes);
                 }

@@ -86,6 +86,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "scoped",
         &[
+            "clients",
             "command",
             "error",
             "glob",

@@ -1,6 +1,6 @@
 //! The reading side of an upstream connection: pairs replies with those who wait for them, and writes to their sockets.
 
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{future::poll_fn, rc::Rc, sync::atomic::Ordering, task::Poll, time::Duration};
 
 use tokio::time::Instant;
 
@@ -229,6 +229,21 @@ impl Conn {
                     }
                     waiter.count == 0
                 }
+                Owed::Number => match memchr::memchr(b'\n', &buf[at..]) {
+                    Some(end) => {
+                        let line = buf[at..at + end].trim_ascii();
+                        let number = line.strip_prefix(b":").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+                        if number.is_none() && !line.starts_with(b"-") {
+                            return Err(MALFORMED);
+                        }
+                        self.number.store(number.unwrap_or(0), Ordering::Relaxed);
+                        at += end + 1;
+                        *replies += 1;
+                        true
+                    }
+                    None if buf.len() - at < ERROR_LINE => false,
+                    None => return Err(MALFORMED),
+                },
                 Owed::Instead(bytes) => {
                     reading.begun.get_or_insert(0);
                     let (n, done) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;

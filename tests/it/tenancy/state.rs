@@ -416,3 +416,36 @@ fn d6_a_connection_with_state_is_nobodys_next_one() {
         assert_eq!(line(&next.ask(&words("EXISTS left"))), ":0");
     }
 }
+
+#[test]
+fn d10_only_ones_own_are_unblocked() {
+    let world = World::new("require");
+    let (mut blocked, mut a, mut b) = (world.tenant("b"), world.tenant("a"), world.tenant("b"));
+    let id = blocked.say("CLIENT ID").trim_start_matches(':').to_owned();
+    assert_eq!(b.say(&format!("CLIENT UNBLOCK {id}")), ":0");
+    for (waiting, nothing) in [
+        ("BLPOP q 0", "*-1"),
+        ("BLMOVE q q2 LEFT LEFT 0", "*-1"),
+        ("XREAD BLOCK 0 STREAMS st $", "*-1"),
+        ("BZPOPMIN zq 0", "*-1"),
+    ] {
+        for (reason, want) in
+            [("", nothing), (" TIMEOUT", nothing), (" ERROR", "-UNBLOCKED client unblocked via CLIENT UNBLOCK")]
+        {
+            blocked.client().send(&words(waiting));
+            world.redis.wait_for_blocked(1);
+            assert_eq!(a.say(&format!("CLIENT UNBLOCK {id}{reason}")), ":0");
+            while b.say(&format!("CLIENT UNBLOCK {id}{reason}")) == ":0" {}
+            assert_eq!(line(&blocked.client().reply()), want, "{waiting}{reason}");
+            assert_eq!(b.say(&format!("CLIENT UNBLOCK {id}{reason}")), ":0");
+        }
+    }
+    // What it waits for after that comes.
+    blocked.client().send(&words("BLPOP q 0"));
+    world.redis.wait_for_blocked(1);
+    assert_eq!(b.say("RPUSH q mine"), ":1");
+    assert_eq!(line(&blocked.client().reply()), "*2|$1|q|$4|mine");
+    for wrong in ["CLIENT UNBLOCK x", "CLIENT UNBLOCK 1 MAYBE", "CLIENT UNBLOCK 1 ERROR more"] {
+        b.refused(wrong);
+    }
+}
