@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use crate::{
-    command::{self, Args, Class, Lookup, Row, Shape, Slot},
+    command::{self, Args, Class, Flags, Lookup, Row, Shape, Slot},
     config::Tenant,
-    glob, resp,
+    glob, pubsub, resp,
     rewrite::{self, Namespace},
     tenant::Permitted,
 };
@@ -61,6 +61,14 @@ pub fn explain(tenant: &Tenant, words: &[Vec<u8>]) -> String {
     }
     match row.class {
         Class::Keyed | Class::Keyless => forwarded(&mut out, tenant, row, &frame, &spans, &args),
+        Class::Scoped if row.flags.has(Flags::PUBSUB) => subscription(&mut out, tenant, row, &args),
+        _ if row.name == "CLIENT TRACKING" => {
+            let _ = writeln!(
+                out,
+                "upstream    the same, on a connection of the session's own; prefix {} before every PREFIX, or as the one there is\nreply       as it comes; pushes: prefix taken off",
+                shown(tenant.prefix.as_bytes())
+            );
+        }
         Class::Scoped => {
             let pattern = [&glob::escape(tenant.prefix.as_bytes())[..], b"*"].concat();
             let _ = writeln!(
@@ -75,6 +83,32 @@ pub fn explain(tenant: &Tenant, words: &[Vec<u8>]) -> String {
         }
     }
     out
+}
+
+/// SUBSCRIBE and its kin: what the upstream hears of it.
+fn subscription(out: &mut String, tenant: &Tenant, row: &Row, args: &Args<'_>) {
+    let prefix = tenant.prefix.as_bytes();
+    let what = if row.name.contains("UNSUBSCRIBE") {
+        "nothing, unless nobody else of the tenant's on this worker has the subscription".to_owned()
+    } else {
+        let mut commands: Vec<String> = Vec::new();
+        let (special, plain): (Vec<&[u8]>, Vec<&[u8]>) = args.iter().skip(1).partition(|name| pubsub::special(name));
+        if row.name == "PSUBSCRIBE" {
+            let all = [&glob::escape(prefix)[..], b"*"].concat();
+            commands.push(format!("PSUBSCRIBE {}, matched here against the tenant's own channels", shown(&all)));
+        } else if !plain.is_empty() {
+            let names: Vec<String> = plain.iter().map(|name| shown(&[prefix, name].concat())).collect();
+            commands.push(format!("{} {}, once per worker", row.name, names.join(" ")));
+        }
+        if !special.is_empty() && row.name != "SSUBSCRIBE" {
+            commands.push("notifications of the tenant's own keys, as keyfence itself".into());
+        }
+        commands.join("; ")
+    };
+    let _ = writeln!(
+        out,
+        "upstream    {what}\nreply       made here, one acknowledgement per name; messages without the prefix"
+    );
 }
 
 fn forwarded(out: &mut String, tenant: &Tenant, row: &Row, frame: &[u8], spans: &[command::Span], args: &Args<'_>) {
@@ -97,6 +131,7 @@ fn forwarded(out: &mut String, tenant: &Tenant, row: &Row, frame: &[u8], spans: 
         Shape::Names => "every element is a name: prefix taken off",
         Shape::Xread => "stream names: prefix taken off",
         Shape::Exec => "each reply by its own command",
+        Shape::Raw if row.flags.has(Flags::PUBSUB) => "the number of the tenant's own receivers in this process",
         Shape::Raw | Shape::Other(_) => "passed as it comes",
     };
     let _ = writeln!(

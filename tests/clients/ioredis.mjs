@@ -48,6 +48,27 @@ const prefixed = new Redis({ ...where, keyPrefix: "mine:" });
 await prefixed.set("k", "prefixed");
 assert.equal(await redis.get("mine:k"), "prefixed");
 
+// A subscriber: messages as they are published, by channel and by pattern.
+const subscriber = redis.duplicate();
+const heard = [];
+const all = new Promise((resolve) => {
+  const note = (...message) => { if (heard.push(message.map(String)) === 4) resolve(); };
+  subscriber.on("message", note);
+  subscriber.on("pmessageBuffer", note);
+});
+assert.equal(await subscriber.subscribe("news", "chat"), 2);
+assert.equal(await subscriber.psubscribe("n*"), 3);
+assert.deepEqual(await redis.pubsub("NUMSUB", "news", "none"), ["news", 1, "none", 0]);
+assert.equal(await redis.publish("news", "one"), 2);
+assert.equal(await redis.publish("chat", "two"), 1);
+assert.equal(await redis.publish("nobody", "three"), 1);
+await all;
+assert.deepEqual(heard.sort(), [["chat", "two"], ["n*", "news", "one"], ["n*", "nobody", "three"], ["news", "one"]].sort());
+await subscriber.unsubscribe("news", "chat");
+await subscriber.punsubscribe("n*");
+assert.equal(await subscriber.get("k"), "v");
+await subscriber.quit();
+
 const pooled = Array.from({ length: 20 }, () => new Redis(where));
 await Promise.all(pooled.map(async (client, tag) => {
   for (let i = 0; i < 50; i++) {

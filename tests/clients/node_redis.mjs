@@ -40,6 +40,24 @@ for (const RESP of [2, 3]) {
   assert.deepEqual({ ...(await waiting) }, { key: "jobs", element: "job" });
   await blocked.close();
 
+  // A subscriber, by channel, by pattern and by shard channel.
+  const subscriber = client.duplicate();
+  await subscriber.connect();
+  const heard = [];
+  let done;
+  const all = new Promise((resolve) => { done = resolve; });
+  const note = (message, channel) => { if (heard.push([channel, message]) === 3) done(); };
+  await subscriber.subscribe("news", note);
+  await subscriber.pSubscribe("n*", note);
+  await subscriber.sSubscribe("shard", note);
+  assert.equal(await client.publish("news", "one"), 2);
+  assert.equal(await client.sPublish("shard", "two"), 1);
+  assert.deepEqual(await client.pubSubChannels(), ["news"]);
+  await all;
+  assert.deepEqual(heard.sort(), [["news", "one"], ["news", "one"], ["shard", "two"]]);
+  await subscriber.unsubscribe("news");
+  await subscriber.close();
+
   assert.equal(await client.flushDb(), "OK");
   assert.equal(await client.dbSize(), 0);
   await client.close();

@@ -95,3 +95,19 @@ waiter.start()
 r.rpush("jobs", "job")
 waiter.join()
 assert tuple(served[0]) == ("jobs", "job")
+
+# A subscriber, in both versions of the protocol.
+for protocol in (2, 3):
+    r = redis.Redis(HOST, PORT, protocol=protocol, decode_responses=True)
+    with r.pubsub() as listener:
+        listener.subscribe("news", "chat")
+        listener.psubscribe("n*")
+        acks = [listener.get_message(timeout=20) for _ in range(3)]
+        assert [(a["type"], a["channel"], a["data"]) for a in acks] == [("subscribe", "news", 1), ("subscribe", "chat", 2), ("psubscribe", "n*", 3)]
+        assert r.publish("news", "one") == 2 and r.publish("other", "two") == 0
+        assert sorted(r.pubsub_channels()) == ["chat", "news"] and r.pubsub_numpat() == 1
+        got = [listener.get_message(timeout=20) for _ in range(2)]
+        assert [(m["type"], m["pattern"], m["channel"], m["data"]) for m in got] == [("message", None, "news", "one"), ("pmessage", "n*", "news", "one")]
+        listener.ping()
+        listener.unsubscribe()
+    r.close()

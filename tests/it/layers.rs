@@ -31,7 +31,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("directory", &["config", "login", "tenant", "upstream"]),
     ("downstream", &["net"]),
     ("error", &[]),
-    ("explain", &["command", "config", "glob", "resp", "rewrite", "tenant"]),
+    ("explain", &["command", "config", "glob", "pubsub", "resp", "rewrite", "tenant"]),
     ("fuzz", &["command", "resp", "rewrite"]),
     ("glob", &[]),
     (
