@@ -163,7 +163,7 @@ fn unsubscribe(s: &mut Session, space: Space, args: &Args<'_>) -> Flow {
 }
 
 fn publish(s: &mut Session, row: &Row, space: Space, args: &Args<'_>, frame: &[u8], spans: &[Span]) -> Flow {
-    if s.tenant.subscriptions.behind() && s.tx.is_none() {
+    if s.tenant.subscriptions.behind() {
         return Flow::Again(Until::Moment(Instant::now() + CATCH_UP));
     }
     let own = s.sub.as_ref().filter(|sub| sub.receives(space, args.at(1))).map(|sub| Rc::clone(&sub.hub));

@@ -1,4 +1,6 @@
 //! An upstream that goes away under subscribers, one that does not answer, and subscribers that do not read.
+use crate::support::free_addr;
+
 use super::{Client, Fence, Redis, call, command, gets, is, show, subscribe};
 
 /// Publishes until somebody hears it: what was lost with the upstream is lost.
@@ -124,4 +126,39 @@ fn an_idle_subscriber_stays() {
     }
     is!(fence.client(), ["PUBLISH", "c", "x"], ":1\r\n");
     gets(&mut listener, false, &["message", "c", "x"]);
+}
+
+#[test]
+fn c13_a_publisher_does_not_outrun_the_fan_out() {
+    // An upstream that drops a subscriber sooner than usual: keyfence is one.
+    let redis = Redis::start_with(free_addr(), &["--client-output-buffer-limit", "pubsub 8mb 8mb 1"]);
+    // More than one worker: with one the publisher shares its time with the fan-out anyway.
+    let fence = Fence::with_tenants(
+        redis.addr(),
+        "workers = 4\n[tenants.a]\npasswords = [\"pa\"]\n[auth]\ndefault_tenant = \"a\"\n",
+    );
+    const MESSAGES: usize = 6000;
+    let payload = "x".repeat(8000);
+    let bytes: Vec<u8> = (0..MESSAGES).flat_map(|_| command(&["PUBLISH", "c", &payload])).collect();
+    let message = super::frame(false, &["message", "c", &payload]).len();
+    let mut all: Vec<Client> = (0..60).map(|_| fence.client()).collect();
+    all.iter_mut().for_each(|client| subscribe(client, false, "c"));
+    let mut publisher = fence.client();
+    std::thread::scope(|scope| {
+        let counting: Vec<_> = all
+            .iter_mut()
+            .map(|client| {
+                scope.spawn(|| {
+                    let (mut got, mut buf) = (0, vec![0; 1 << 20]);
+                    while got < MESSAGES * message {
+                        got += std::io::Read::read(client.stream(), &mut buf).unwrap();
+                    }
+                    got
+                })
+            })
+            .collect();
+        let replies = publisher.pipeline(&bytes, MESSAGES);
+        assert!(replies.iter().all(|reply| reply == b":60\r\n"));
+        assert!(counting.into_iter().all(|count| count.join().unwrap() == MESSAGES * message));
+    });
 }
