@@ -132,3 +132,27 @@ fn a_publisher_sees_its_own_messages_in_the_servers_order() {
         ],
     );
 }
+
+#[test]
+fn replies_that_are_turned_off_are_not_messages() {
+    // Acknowledgements and messages come whatever CLIENT REPLY says; what is compared is all that comes until the end.
+    for resp3 in [false, true] {
+        for lines in [
+            &["CLIENT REPLY OFF", "SUBSCRIBE a", "PING", "UNSUBSCRIBE a", "PING", "QUIT"][..],
+            &["CLIENT REPLY SKIP", "SUBSCRIBE a", "PING", "QUIT"],
+            &["SUBSCRIBE a", "CLIENT REPLY OFF", "PUBLISH a x", "PING", "CLIENT REPLY ON", "PING", "QUIT"],
+            &["SUBSCRIBE a", "CLIENT REPLY SKIP", "PUBLISH a x", "PING", "QUIT"],
+        ] {
+            let servers: Vec<Redis> = (0..2).map(|_| Redis::start()).collect();
+            let fence = Fence::start(&servers[1]);
+            let [a, b] = [servers[0].client(), fence.client()].map(|mut client| {
+                if resp3 {
+                    assert_eq!(call!(client, "HELLO", "3")[0], b'%');
+                }
+                lines.iter().for_each(|line| client.send(&command(&line.split(' ').collect::<Vec<_>>())));
+                show(&client.read_to_end())
+            });
+            assert_eq!(a, b, "{lines:?}");
+        }
+    }
+}
