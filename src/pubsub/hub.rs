@@ -46,6 +46,8 @@ const BATCH: usize = 512;
 /// When what the upstream sends waits longer than this, those who publish have to wait too: its output buffer for this connection is
 /// bounded (`client-output-buffer-limit pubsub`).
 const BEHIND: Duration = Duration::from_millis(50);
+/// A message from this size on is written to each socket at once: no more of it is held than what sockets do not take.
+const LARGE: usize = 64 * 1024;
 /// Bytes of a frame beside the message in it.
 const FRAME: usize = 64 * 1024;
 
@@ -642,7 +644,11 @@ impl Hub {
             message[0] = kind;
             for member in members.values().filter(|m| m.proto.get() == proto) {
                 member.down.push(&message);
-                member.down.queue(&mut written);
+                if message.len() < LARGE {
+                    member.down.queue(&mut written);
+                } else {
+                    member.down.flush();
+                }
             }
         }
         let bytes = message.len() * members.len();

@@ -131,14 +131,14 @@ fn an_idle_subscriber_stays() {
 #[test]
 fn c13_a_publisher_does_not_outrun_the_fan_out() {
     // An upstream that drops a subscriber sooner than usual: keyfence is one.
-    let redis = Redis::start_with(free_addr(), &["--client-output-buffer-limit", "pubsub 8mb 8mb 1"]);
+    let redis = Redis::start_with(free_addr(), &["--client-output-buffer-limit", "pubsub 4mb 4mb 1"]);
     // More than one worker: with one the publisher shares its time with the fan-out anyway.
     let fence = Fence::with_tenants(
         redis.addr(),
         "workers = 4\n[tenants.a]\npasswords = [\"pa\"]\n[auth]\ndefault_tenant = \"a\"\n",
     );
-    const MESSAGES: usize = 6000;
-    let payload = "x".repeat(8000);
+    const MESSAGES: usize = 8000;
+    let payload = "x".repeat(4000);
     let bytes: Vec<u8> = (0..MESSAGES).flat_map(|_| command(&["PUBLISH", "c", &payload])).collect();
     let message = super::frame(false, &["message", "c", &payload]).len();
     let mut all: Vec<Client> = (0..60).map(|_| fence.client()).collect();
@@ -161,4 +161,21 @@ fn c13_a_publisher_does_not_outrun_the_fan_out() {
         assert!(replies.iter().all(|reply| reply == b":60\r\n"));
         assert!(counting.into_iter().all(|count| count.join().unwrap() == MESSAGES * message));
     });
+}
+
+#[test]
+fn a_large_message_to_many_is_not_held_many_times() {
+    let redis = Redis::start();
+    let fence = Fence::start_at(redis.addr(), "client_output_limit = \"2MiB\"\n");
+    let Some(process) = fence.process() else { return };
+    let mut all: Vec<Client> = (0..100).map(|_| fence.client()).collect();
+    all.iter_mut().for_each(|client| subscribe(client, false, "c"));
+    process.reset_peak();
+    let before = process.memory("VmHWM");
+    // All the subscribers of a tenant may have 16 MiB unsent together here, and these take what they get.
+    let payload = "x".repeat(1_200_000);
+    is!(fence.client(), ["PUBLISH", "c", &payload], ":100\r\n");
+    all.iter_mut().for_each(|client| gets(client, false, &["message", "c", &payload]));
+    let grown = process.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 60 * 1024, "grew by {grown} KiB");
 }
