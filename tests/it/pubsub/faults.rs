@@ -137,8 +137,8 @@ fn c13_a_publisher_does_not_outrun_the_fan_out() {
         redis.addr(),
         "workers = 4\n[tenants.a]\npasswords = [\"pa\"]\n[auth]\ndefault_tenant = \"a\"\n",
     );
-    const MESSAGES: usize = 8000;
-    let payload = "x".repeat(4000);
+    const MESSAGES: usize = 6000;
+    let payload = "x".repeat(8000);
     let bytes: Vec<u8> = (0..MESSAGES).flat_map(|_| command(&["PUBLISH", "c", &payload])).collect();
     let message = super::frame(false, &["message", "c", &payload]).len();
     let mut all: Vec<Client> = (0..60).map(|_| fence.client()).collect();
