@@ -153,14 +153,14 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     if !s.logged_in {
         return refused(proxy::NO_AUTH);
     }
-    if !s.tenant.permitted.has(row) || matches!(row.class, Class::Denied | Class::Script) {
+    if !s.tenant.permitted.has(row) || row.class == Class::Denied {
         return refused(format!(
             "NOPERM User {} has no permissions to run the '{}' command",
             s.tenant.name,
             row.lower_name()
         ));
     }
-    if matches!(row.class, Class::Scoped | Class::Local)
+    if matches!(row.class, Class::Scoped | Class::Local | Class::Script)
         || command::fixed_slot(row, 0, argc, None).is_none()
         || row.reply.nogroup
     {

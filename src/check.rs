@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     command::ROWS,
-    config::{AclWall, Config, Endpoint},
+    config::{AclWall, Config, Endpoint, Scripts},
     upstream::{Target, control, wall::probe_holes},
 };
 
@@ -66,7 +66,7 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
         }
         None => row("RESTORE", "warn", "the upstream does not say whether it checks payloads".into()),
     }
-    wall(config.upstream.acl_wall, target, &mut row).await;
+    let apart = wall(config.upstream.acl_wall, target, &mut row).await;
     row(
         "pub/sub",
         if at_least(&facts.version, 6) { "ok" } else { "no" },
@@ -81,22 +81,42 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
         Some(which) => row("  keyspace events", "ok", format!("notify-keyspace-events is '{which}' upstream")),
         None => row("  keyspace events", "", "the upstream does not say whether it sends any".into()),
     }
-    row("scripts", "no", "not served by this version: -NOPERM".into());
+    scripts(config, apart, &mut row);
+    row("functions", "no", "not served by this version: -NOPERM".into());
     row("tier", "no", "not served by this version".into());
     Ok(out)
 }
 
-async fn wall(policy: AclWall, target: &Target, row: &mut impl FnMut(&str, &str, String)) {
+/// Whether tenants may run scripts there; `apart` is whether a wall stands and scripts cannot alter one another, if it does.
+fn scripts(config: &Config, apart: Option<bool>, row: &mut impl FnMut(&str, &str, String)) {
+    let on: Vec<&str> = config.tenants.iter().filter(|t| t.scripts == Scripts::On).map(|t| t.name.as_str()).collect();
+    match apart {
+        Some(true) => row("scripts", "ok", "EVAL, EVALSHA and SCRIPT, confined by the ACL wall".into()),
+        Some(false) => row("scripts", "no", "scripts could alter one another on this upstream (CVE-2025-46818)".into()),
+        None => row("scripts", "no", "there is no ACL wall that would confine them".into()),
+    }
+    if apart != Some(true) && !on.is_empty() {
+        row("  all the same for", "warn", format!("{}: scripts = \"on\", at your own risk", on.join(", ")));
+    }
+}
+
+/// Whether scripts cannot alter one another there; `None`: no wall stands.
+async fn wall(policy: AclWall, target: &Target, row: &mut impl FnMut(&str, &str, String)) -> Option<bool> {
     if policy == AclWall::Off {
-        return row("ACL wall", "off", "acl_wall = off: the rewriting is the only wall".into());
+        row("ACL wall", "off", "acl_wall = off: the rewriting is the only wall".into());
+        return None;
     }
     let holes = match probe_holes(target).await {
         Ok(holes) => holes,
-        Err(error) => return row("ACL wall", "no", error.to_string()),
+        Err(error) => {
+            row("ACL wall", "no", error.to_string());
+            return None;
+        }
     };
     if let Some(why) = &holes.refused {
         let verdict = if policy == AclWall::Require { "no" } else { "warn" };
-        return row("ACL wall", verdict, format!("the upstream does not let keyfence make users: {why}"));
+        row("ACL wall", verdict, format!("the upstream does not let keyfence make users: {why}"));
+        return None;
     }
     row("ACL wall", "ok", "the upstream lets keyfence make users".into());
     if !holes.blind.is_empty() {
@@ -125,6 +145,7 @@ async fn wall(policy: AclWall, target: &Target, row: &mut impl FnMut(&str, &str,
         Some(_) => row("  script tables", "ok", "scripts cannot alter what others' scripts use".into()),
         None => row("  script tables", "", "keyfence's user may not run scripts there, so this was not tried".into()),
     }
+    Some(holes.scripts_apart())
 }
 
 fn at_least(version: &str, major: u32) -> bool {

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use crate::{
     config::{self, AuthMode, Config, DATABASES, Listen, Template},
     login::Login,
-    tenant::{Limits, Pause, Permitted, Tenant, password::Credentials, subscriptions::Subscriptions},
+    tenant::{Limits, Pause, Permitted, Scripts, Tenant, password::Credentials, subscriptions::Subscriptions},
     upstream::Site,
 };
 
@@ -93,6 +93,7 @@ impl Directory {
                 db_base: t.db,
                 databases: t.databases,
                 permitted: Permitted::from_lists(&t.allow, &t.deny),
+                scripts: scripts(t.scripts),
             };
             let tenant = wanted.same_or_new(previous.and_then(|p| p.tenants.get(&t.name)), &ids);
             limits.push((Arc::clone(&tenant), t.limits));
@@ -110,6 +111,7 @@ impl Directory {
                 db_base: config.upstream.db,
                 databases: DATABASES,
                 permitted: Permitted::all(),
+                scripts: Scripts::Auto,
             };
             Some(wanted.same_or_new(previous.and_then(|p| p.anonymous.as_ref()), &ids))
         } else {
@@ -123,6 +125,7 @@ impl Directory {
                 db_base: 0,
                 databases: 1,
                 permitted: Permitted::nothing(),
+                scripts: Scripts::Off,
             };
             wanted.same_or_new(None, &ids)
         });
@@ -156,6 +159,7 @@ impl Directory {
                     db_base: *db,
                     databases: 1,
                     permitted: Permitted::all(),
+                    scripts: Scripts::Auto,
                 };
                 Arc::clone(&known.entry(name.to_owned()).or_insert_with(|| wanted.same_or_new(None, &self.ids)))
             }
@@ -208,6 +212,7 @@ struct Wanted<'a> {
     db_base: u32,
     databases: u32,
     permitted: Permitted,
+    scripts: Scripts,
 }
 
 impl Wanted<'_> {
@@ -217,7 +222,8 @@ impl Wanted<'_> {
                 if *t.prefix == *self.prefix
                     && Arc::ptr_eq(&t.site, &self.site)
                     && (t.db_base, t.databases) == (self.db_base, self.databases)
-                    && t.permitted == self.permitted =>
+                    && t.permitted == self.permitted
+                    && t.scripts == self.scripts =>
             {
                 Arc::clone(t)
             }
@@ -229,6 +235,7 @@ impl Wanted<'_> {
                 db_base: self.db_base,
                 databases: self.databases,
                 permitted: self.permitted,
+                scripts: self.scripts,
                 pause: Pause::default(),
                 limits: Limits::default(),
                 connections: AtomicU32::new(0),
@@ -238,6 +245,14 @@ impl Wanted<'_> {
                 subscriptions: Subscriptions::default(),
             }),
         }
+    }
+}
+
+fn scripts(wanted: config::Scripts) -> Scripts {
+    match wanted {
+        config::Scripts::Auto => Scripts::Auto,
+        config::Scripts::On => Scripts::On,
+        config::Scripts::Off => Scripts::Off,
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     command::{self, Args, Class, Flags, Lookup, Row, Shape, Slot},
-    config::Tenant,
+    config::{Scripts, Tenant},
     glob, pubsub, resp,
     rewrite::{self, Namespace},
     tenant::Permitted,
@@ -60,6 +60,7 @@ pub fn explain(tenant: &Tenant, words: &[Vec<u8>]) -> String {
         return out;
     }
     match row.class {
+        Class::Script => script(&mut out, tenant, row, &args),
         Class::Keyed | Class::Keyless => forwarded(&mut out, tenant, row, &frame, &spans, &args),
         Class::Scoped if row.flags.has(Flags::PUBSUB) => subscription(&mut out, tenant, row, &args),
         _ if row.name == "CLIENT TRACKING" => {
@@ -109,6 +110,44 @@ fn subscription(out: &mut String, tenant: &Tenant, row: &Row, args: &Args<'_>) {
         out,
         "upstream    {what}\nreply       made here, one acknowledgement per name; messages without the prefix"
     );
+}
+
+fn script(out: &mut String, tenant: &Tenant, row: &Row, args: &Args<'_>) {
+    let _ = match tenant.scripts {
+        Scripts::Off => {
+            let _ = writeln!(out, "refused     scripts are off for this tenant (scripts = \"off\")");
+            return;
+        }
+        Scripts::Auto => {
+            writeln!(out, "if          an ACL wall stands upstream and scripts cannot alter one another there")
+        }
+        Scripts::On => writeln!(
+            out,
+            "if          always (scripts = \"on\"): without a wall the rewriting in the script is all there is"
+        ),
+    };
+    if row.container().is_some() {
+        let _ = match row.word {
+            "LOAD" => writeln!(out, "upstream    SCRIPT LOAD, with the prelude before the script, as keyfence itself"),
+            "KILL" => writeln!(out, "upstream    SCRIPT KILL, if what runs there is a script of this tenant"),
+            _ => writeln!(out, "upstream    nothing"),
+        };
+        let _ = writeln!(out, "reply       made here, from the tenant's own table of scripts");
+        return;
+    }
+    let mut marks = Vec::new();
+    command::walk(row, args, &mut marks);
+    let key = |i: usize| marks.iter().any(|(at, _)| *at as usize == i);
+    let rest: Vec<String> = (2..args.len())
+        .map(|i| if key(i) { shown(&[tenant.prefix.as_bytes(), args.at(i)].concat()) } else { shown(args.at(i)) })
+        .collect();
+    let name = if row.name.ends_with("_RO") { "EVALSHA_RO" } else { "EVALSHA" };
+    let _ = writeln!(out, "upstream    {name} <SHA1 of the script with the prelude before it> {}", rest.join(" "));
+    let _ = writeln!(out, "            with the whole script instead where the upstream has not seen it");
+    let _ =
+        writeln!(out, "in it       names get the prefix when redis.call is made, and lose it in KEYS and in replies");
+    let _ = writeln!(out, "reply       the script's own; errors name it by the SHA1 of its own source");
+    let _ = writeln!(out, "connection  shared, as the user that the upstream confines in every command");
 }
 
 fn forwarded(out: &mut String, tenant: &Tenant, row: &Row, frame: &[u8], spans: &[command::Span], args: &Args<'_>) {

@@ -5,7 +5,7 @@
 //!             accept    read       parse   classify  + prefix    shared, dedicated
 //!                                  │       authorise                 │
 //!                                  │       transaction               │
-//!                                  └──► local, scoped                │
+//!                                  └──► local, scoped, scripts       │
 //!   client ◄── downstream ◄── rewrite::reply (prefix off) ◄──────────┘
 //! ```
 //!
@@ -31,6 +31,7 @@ pub mod reload;
 pub mod resp;
 pub mod rewrite;
 pub mod scoped;
+pub mod scripts;
 pub mod server;
 pub mod session;
 pub mod tracking;

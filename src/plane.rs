@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
     directory::Directory,
+    tenant::Scripts,
     upstream::{
         Logins, Site,
         control::{self, PROBE_EVERY},
@@ -62,7 +63,9 @@ pub async fn raise(site: &Arc<Site>, directories: &[&Directory]) -> Result<(), S
                 name: tenant.name.clone(),
                 prefix: Arc::clone(&tenant.prefix),
                 databases: tenant.db_base..tenant.db_base + tenant.databases,
-                scripts: false,
+                scripts: tenant.scripts != Scripts::Off,
+                despite_holes: tenant.scripts == Scripts::On,
+                permitted: tenant.permitted.rows().into(),
             };
             tenants.insert(tenant.id, walled);
         }

@@ -14,7 +14,7 @@ use crate::{
         self,
         reply::{NoGroup, Rule, Unprefix},
     },
-    scoped,
+    scoped, scripts,
     session::{Flow, Session, Until},
     tenant::{Tenant, limits::Bucket},
     tracking, transaction,
@@ -36,6 +36,11 @@ pub fn dispatch(s: &mut Session, frame: &[u8], spans: &[Span], ahead: &[u8]) -> 
 }
 
 fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
+    if s.resend.is_some()
+        && let Some(missing) = s.resend.take()
+    {
+        return scripts::again(s, &missing, args);
+    }
     // CLASSIFY
     let row = match command::lookup(args) {
         Lookup::Found(row) => row,
@@ -77,7 +82,8 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
         return s.refuse_over_rate(error);
     }
     // A block is let go or held as a whole, at its MULTI: a part of it may be in the upstream's buffer already.
-    let writes = row.is_write() || matches!(row.name, "MULTI" | "EXEC");
+    // So is a script, which may write.
+    let writes = row.is_write() || matches!(row.name, "MULTI" | "EXEC" | "EVAL" | "EVALSHA");
     if !s.tx.as_ref().is_some_and(|tx| tx.block)
         && let Some(until) = s.tenant.pause.holds(writes)
         && !may_run_paused(row)
@@ -107,7 +113,8 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
             Ok(job) => Flow::Run(job),
             Err(error) => s.refuse(error),
         },
-        Class::Script | Class::Denied => s.no_permission(row),
+        Class::Script => scripts::run(s, row, args, ahead),
+        Class::Denied => s.no_permission(row),
     }
 }
 

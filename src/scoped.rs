@@ -25,6 +25,7 @@ use crate::{
     glob, local,
     resp::Value,
     rewrite::canonical,
+    scripts::{self, store::Entry},
     session::{Session, Until},
     tenant::Tenant,
     upstream::control::Control,
@@ -77,6 +78,10 @@ pub enum Job {
         /// It is told an error instead of that its time is over.
         error: bool,
     },
+    /// SCRIPT LOAD of a script of the tenant's.
+    LoadScript(Arc<Entry>),
+    /// SCRIPT KILL.
+    KillScript,
     /// INFO, the sections asked for.
     Info(Vec<String>),
 }
@@ -223,6 +228,8 @@ async fn work(
             Ok(Value::ok())
         }
         Job::Unblock { client, error } => scope.unblock(&client, error).await,
+        Job::LoadScript(entry) => scripts::load(&scope.control, &entry).await,
+        Job::KillScript => scripts::kill::kill(&scope.worker.shared, &scope.control, &scope.tenant).await,
         Job::Info(sections) => {
             let keys = if view.wants_keyspace(&sections) { scope.count_soon().await } else { None };
             Ok(view.render(&sections, keys))

@@ -45,7 +45,7 @@ use crate::{
         Proto,
         request::{self, Broken, Limits, Parsed, Progress},
     },
-    scoped,
+    scoped, scripts,
     tenant::Tenant,
     tracking::{self, Tracking},
     transaction::Tx,
@@ -146,6 +146,10 @@ pub struct Session {
     pub watch_lost: bool,
     /// SELECT inside an EXEC on its way: takes effect if that says so.
     pub select_on_commit: Option<(Rc<Cell<bool>>, u32)>,
+    /// A script on its way that is to be sent again if this comes true: the request is still held.
+    pub resend: Option<Rc<Cell<bool>>>,
+    /// The tenant's scripts, once it has run one.
+    pub scripts: Option<Arc<scripts::store::Own>>,
     /// CLIENT REPLY.
     replies: Replies,
     /// The reply to the command at hand is not wanted.
@@ -225,6 +229,8 @@ impl Session {
             watched: 0,
             watch_lost: false,
             select_on_commit: None,
+            resend: None,
+            scripts: None,
             replies: Replies::On,
             mute: false,
             cost: 0,

@@ -41,6 +41,8 @@ pub struct Tenant {
     pub databases: u32,
     /// By row index.
     pub permitted: Permitted,
+    /// Whether it may run scripts.
+    pub scripts: Scripts,
     /// CLIENT PAUSE.
     pub pause: Pause,
     /// Rates and sizes.
@@ -73,6 +75,17 @@ impl Tenant {
     pub fn leave(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Whether a tenant may run scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scripts {
+    /// Behind a wall, on an upstream whose scripts cannot alter one another.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Rates and sizes of one tenant; all can be changed while it is served.
@@ -139,6 +152,11 @@ impl Permitted {
         let by_default = |row: &Row| allow.is_empty() && !loads_payload(row) || connection(row);
         let permitted = |row: &Row| row.served() && (by_default(row) || named(allow, row)) && !named(deny, row);
         Self(ROWS.iter().map(permitted).collect())
+    }
+
+    /// By row index.
+    pub fn rows(&self) -> &[bool] {
+        &self.0
     }
 
     /// Whether the tenant may run it.

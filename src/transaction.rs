@@ -19,11 +19,12 @@ use crate::{
         request::{self, Limits, Parsed, Progress},
     },
     rewrite::{
-        canonical,
-        reply::{Exec, Rule, Unprefix},
+        self, canonical,
+        reply::{Exec, Rule, Unprefix, script::Flight},
     },
+    scripts,
     session::{Flow, Session, Until},
-    upstream::{Owed, What},
+    upstream::{Kind, Owed, What},
 };
 
 /// Most commands of a block; a longer transaction gets a connection of its own.
@@ -62,7 +63,26 @@ pub struct Tx {
     select: Option<(Rc<Cell<bool>>, u32)>,
     /// Bytes queued.
     bytes: usize,
+    /// What was queued, as it was sent, while it may have to be queued again on another connection; see [`move_to_data`].
+    replay: Vec<Vec<u8>>,
+    /// Bytes in it.
+    replayed: usize,
 }
+
+impl Tx {
+    /// One that is missing afterwards makes the rest of no use.
+    fn keep(&mut self, frame: Vec<u8>) {
+        self.replayed += frame.len();
+        if self.replayed <= REPLAY {
+            self.replay.push(frame);
+        } else {
+            self.replay.clear();
+        }
+    }
+}
+
+/// Most bytes of a transaction that are kept to be queued again.
+const REPLAY: usize = 256 * 1024;
 
 /// Takes note of a dedicated connection that broke.
 pub fn notice_lost(s: &mut Session) {
@@ -233,6 +253,9 @@ fn discard_with(s: &mut Session, verdict: &Value) -> Flow {
 /// Queues a command whose answer is known already: a mistake that the server finds only when it carries the command out.
 pub fn queue_answer(s: &mut Session, answer: &Value) -> Flow {
     let rule = Rule::Replace(Bytes::from(answer.to_bytes(s.proto)));
+    if let Some(tx) = &mut s.tx {
+        tx.keep(PLACEHOLDER.to_vec());
+    }
     match send_placeholder(s, PLACEHOLDER) {
         Ok(()) => {
             queued(s, rule);
@@ -321,9 +344,11 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
                 row.lower_name()
             ));
         }
-        Class::Script | Class::Denied => return s.no_permission(row),
+        Class::Script => return scripts::queue(s, row, args),
+        Class::Denied => return s.no_permission(row),
     };
     let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
+    keep(s, row, frame, spans, placeholder.as_deref());
     let sent = match placeholder {
         None => proxy::send(s, row, args, frame, spans, owed, false),
         Some(frame) => send_placeholder(s, &frame),
@@ -333,6 +358,49 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
     }
     queued(s, rule);
     Flow::Next
+}
+
+/// Keeps what is about to be queued on the connection of the user who may run no scripts, as far as a transaction may still move from it.
+fn keep(s: &mut Session, row: &Row, frame: &[u8], spans: &[Span], placeholder: Option<&[u8]>) {
+    let sort = s.own.as_ref().is_some_and(|own| own.key.kind == Kind::Sort);
+    if !sort || s.watched > 0 || scripts::barred(s).is_some() {
+        return;
+    }
+    let mut bytes = Vec::new();
+    match placeholder {
+        Some(frame) => bytes.extend_from_slice(frame),
+        None => {
+            let mut marks = s.worker.marks.borrow_mut();
+            if rewrite::request(row, frame, spans, &s.namespace(), &mut marks, &mut bytes).is_err() {
+                return;
+            }
+        }
+    }
+    if let Some(tx) = &mut s.tx {
+        tx.keep(bytes);
+    }
+}
+
+/// An open transaction has come to a script, and is queued on the connection of the user who may run none, since it might have come to
+/// something else: it is discarded there and queued again as the user who may. `None`: done.
+pub fn move_to_data(s: &mut Session) -> Option<Flow> {
+    const REFUSED: &str =
+        "NOPERM a script in a transaction needs one without WATCH and of 256 KiB at the most before it";
+    let (queued, kept) = s.tx.as_ref().map_or((0, 0), |tx| (tx.rules.len(), tx.replay.len()));
+    let select = s.tx.as_ref().is_some_and(|tx| tx.select.is_some());
+    if s.watched > 0 || queued != kept || select {
+        return Some(s.refuse(REFUSED));
+    }
+    if s.down.in_flight() > 0 {
+        return Some(Flow::Again(Until::Drained));
+    }
+    if let Err(error) = s.pin_data() {
+        return Some(s.refuse(error.to_line()));
+    }
+    let (Some(own), Some(tx)) = (&s.own, &mut s.tx) else { return Some(s.refuse(REFUSED)) };
+    own.send_own(b"*1\r\n$5\r\nMULTI\r\n");
+    tx.replay.drain(..).for_each(|frame| own.send_own(&frame));
+    None
 }
 
 /// One more command has been sent to be queued; EXEC's reply will need `rule` for it.
@@ -368,6 +436,8 @@ fn exec(s: &mut Session) -> Flow {
         tx.rules[position] = Rule::Replace(Bytes::from(reply.to_bytes(s.proto)));
     }
     conn.send(|out| out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n"));
+    let scripts = tx.rules.iter().any(|rule| matches!(rule, Rule::Script(_)));
+    let flight = s.scripts.as_ref().filter(|_| scripts).map(|own| Flight::begin(&own.counters));
     let plain = tx.select.is_none() && tx.rules.iter().all(|r| *r == Rule::Raw);
     let owed = if muted {
         Owed::Dropped
@@ -375,9 +445,13 @@ fn exec(s: &mut Session) -> Flow {
         Owed::Raw
     } else {
         s.select_on_commit = tx.select;
-        Owed::Rewritten(Box::new(Unprefix::exec(Exec { rules: tx.rules }, Rc::clone(&s.prefix))))
+        Owed::Rewritten(Box::new(Unprefix::exec(Exec { rules: tx.rules }, Rc::clone(&s.prefix)).of(flight)))
     };
-    conn.expect(&s.down, owed, false, What::NOTHING);
+    if scripts {
+        conn.expect_script(&s.down, owed, What::NOTHING);
+    } else {
+        conn.expect(&s.down, owed, false, What::NOTHING);
+    }
     Flow::Next
 }
 

@@ -18,6 +18,7 @@ use crate::{
     login::Login,
     pubsub::Hubs,
     scoped::Flushes,
+    scripts::store::Store,
     slowlog::SlowLog,
     tenant::throttle::Throttle,
     upstream::{Clock, Pool, Site, TICK},
@@ -54,6 +55,8 @@ pub struct Shared {
     pub slowlog: Arc<SlowLog>,
     /// FLUSHDBs in progress.
     pub flushes: Flushes,
+    /// The scripts of all tenants.
+    pub scripts: Store,
     /// When this process began to serve.
     pub started: Instant,
     /// TCP port shown in INFO.

@@ -149,6 +149,14 @@ fn keys(line: &Line<'_>) -> String {
     if unknown_reply || stateful { "Unsupported".into() } else { shape_of_keys(line) }
 }
 
+fn served_class(line: &Line<'_>) -> bool {
+    match line.class {
+        "denied" => false,
+        "script" => line.name.starts_with("EVAL") || line.name.starts_with("SCRIPT "),
+        _ => true,
+    }
+}
+
 fn union(set: &str, words: &str) -> String {
     words.split(',').filter(|word| *word != "-").fold(format!("{set}::NONE"), |union, word| {
         let member = format!("{set}::{}", word.trim_start_matches('@').to_ascii_uppercase());
@@ -168,11 +176,8 @@ fn render(text: &str, docs: &str) -> String {
         }
     }
     let mut shapes: Vec<_> = lines.iter().map(keys).collect();
-    let mut served: Vec<_> = lines
-        .iter()
-        .zip(&shapes)
-        .map(|(line, keys)| keys != "Unsupported" && !matches!(line.class, "denied" | "script"))
-        .collect();
+    let mut served: Vec<_> =
+        lines.iter().zip(&shapes).map(|(line, keys)| keys != "Unsupported" && served_class(line)).collect();
     for (container, subs) in subs.iter().enumerate().filter(|(_, subs)| !subs.is_empty()) {
         let help = |i: usize| lines[i].name.ends_with(" HELP");
         served[container] = subs.iter().any(|&i| served[i] && !help(i));

@@ -639,7 +639,6 @@ mod tests {
                 "HIMPORT DISCARDALL",
                 "HIMPORT PREPARE",
                 "HIMPORT SET",
-                "SCRIPT HELP",
                 "TS.INFO",
                 "TS.MGET",
                 "TS.MRANGE",
@@ -648,11 +647,11 @@ mod tests {
                 "TS.QUERYLABELS",
             ]
         );
-        for name in ["EVAL", "CONFIG SET", "SCRIPT", "FUNCTION", "HIMPORT", "DEBUG"] {
+        for name in ["SCRIPT DEBUG", "CONFIG SET", "FCALL", "FUNCTION", "HIMPORT", "DEBUG"] {
             assert!(find(name).is_some_and(|row| !row.served()), "{name}");
         }
         for name in
-            ["GET", "CLIENT", "CONFIG GET", "CLUSTER INFO", "LASTSAVE", "SCAN", "OBJECT HELP", "MULTI", "XREADGROUP"]
+            ["GET", "CLIENT", "CONFIG GET", "EVAL", "LASTSAVE", "SCAN", "OBJECT HELP", "MULTI", "SCRIPT", "XREADGROUP"]
         {
             assert!(find(name).is_some_and(Row::served), "{name}");
         }

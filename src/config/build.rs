@@ -2,8 +2,8 @@
 
 use super::source::{Layers, NOT_SERVED};
 use super::{
-    AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Scripts,
-    Secret, Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
+    AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Secret,
+    Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
 };
 
 impl Config {
@@ -76,9 +76,6 @@ impl Config {
             let key = |name: &str| tenants::key(&tenant.name, name);
             if tenant.listen.iter().any(|l| matches!(l, Listen::Tls(_))) {
                 return Err(s.error(&key("listen"), format!("tls: {NOT_SERVED}")));
-            }
-            if tenant.scripts == Scripts::On {
-                return Err(s.error(&key("scripts"), format!("on: {NOT_SERVED}")));
             }
         }
         Ok(())

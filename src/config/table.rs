@@ -110,7 +110,7 @@ pub static SETTINGS: &[Setting] = &[
     later("tenants.*.tls_identities", Texts, "[]", "Names in a client certificate, or SNI names, that are this tenant."),
     row("tenants.*.commands.allow", Texts, "[]", "The only commands it may run: names, `config|get`, `@category`; empty: all that are served."),
     row("tenants.*.commands.deny", Texts, "[]", "Commands it may not run, in the same words; goes before `allow`."),
-    row("tenants.*.scripts", Choice(&["auto", "on", "off"]), r#""auto""#, "Whether it may run scripts; auto: behind a wall. `on` is not served yet."),
+    row("tenants.*.scripts", Choice(&["auto", "on", "off"]), r#""auto""#, "Whether it may run scripts; auto: where the upstream's ACL confines them. `on`: at the operator's risk."),
     row("tenants.*.limits.ops_per_second", Int(0, ANY), "0", "Commands per second; 0: no limit."),
     row("tenants.*.limits.burst", Int(0, ANY), "0", "Commands at once above the rate; 0: none."),
     row("tenants.*.limits.bytes_per_second", Size(0, ANY), r#""0B""#, "Bytes per second; 0: no limit."),

@@ -191,7 +191,6 @@ fn what_is_not_served_yet_is_refused_by_name() {
             "[tenants.a.limits]\nmemory = \"1MB\"",
             "config.toml:2: tenants.a.limits.memory: not served by this version yet",
         ),
-        ("[tenants.a]\nscripts = \"on\"", "config.toml:2: tenants.a.scripts: on: not served by this version yet"),
         ("[tenants.a]\nlisten = [\"tls:a:1\"]", "config.toml:2: tenants.a.listen: tls: not served by this version yet"),
         (
             "[tenants.a]\ntls_identities = [\"a\"]",

@@ -9,6 +9,8 @@
 //! the bytes the upstream sent. Only a name's first bytes are looked at, so a reply of any size passes in bounded memory. A name that does
 //! not begin with the whole prefix is an isolation failure: the caller drops the reply and the connection.
 
+pub mod script;
+
 use std::{borrow::Cow, cell::Cell, rc::Rc};
 
 use bytes::Bytes;
@@ -39,6 +41,8 @@ pub enum Rule {
     Number(u64),
     /// Nowhere; whether it was a simple string, and so no error, is noted.
     Note(Rc<Cell<bool>>),
+    /// Nowhere; see [`script::Script`].
+    Script(Box<script::Script>),
 }
 
 /// What is needed to say a `-NOGROUP` text again in the tenant's own names.
@@ -153,6 +157,7 @@ enum Act {
     /// A null, or another shape than the command's.
     Nothing,
     GroupError(Rc<NoGroup>),
+    ScriptError(Box<script::Script>),
 }
 
 /// One reply on its way from upstream to downstream.
@@ -165,17 +170,24 @@ pub struct Unprefix {
     depth: usize,
     /// Inside a value that is passed (`true`) or dropped (`false`).
     scanning: Option<(Scanner, bool)>,
+    /// Scripts that it answers.
+    flight: Option<script::Flight>,
 }
 
 impl Unprefix {
     /// A reply under `rule`.
     pub fn new(rule: Rule, prefix: Rc<[u8]>) -> Self {
-        Self { rule, exec: None, prefix, levels: Default::default(), depth: 0, scanning: None }
+        Self { rule, exec: None, prefix, levels: Default::default(), depth: 0, scanning: None, flight: None }
     }
 
     /// The reply of an EXEC.
     pub fn exec(exec: Exec, prefix: Rc<[u8]>) -> Self {
         Self { exec: Some(exec), ..Self::new(Rule::Raw, prefix) }
+    }
+
+    /// The reply of a script, or of an EXEC with scripts, which is on its way until this has ended.
+    pub fn of(self, flight: Option<script::Flight>) -> Self {
+        Self { flight, ..self }
     }
 
     /// Takes what it can from `buf`, appends the rewritten bytes to `out`: the bytes taken, and whether the reply ended. What was not
@@ -233,6 +245,24 @@ impl Unprefix {
                         resp::put_error(out, &names.rebuild(&line[1..], &self.prefix));
                     } else {
                         out.extend_from_slice(&own_error(line).unwrap_or(Cow::Borrowed(line)));
+                        out.extend_from_slice(b"\r\n");
+                    }
+                    at += end + 1;
+                    if self.step() {
+                        return Ok((at, true));
+                    }
+                }
+                Act::ScriptError(script) => {
+                    let Some(end) = memchr::memchr(b'\n', rest) else {
+                        if rest.len() < ERROR_LINE {
+                            return Ok((at, false));
+                        }
+                        self.scanning = Some((Scanner::default(), true));
+                        continue;
+                    };
+                    let line = rest[..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?;
+                    if let Some(text) = script.error(line) {
+                        out.extend_from_slice(&text);
                         out.extend_from_slice(b"\r\n");
                     }
                     at += end + 1;
@@ -310,6 +340,9 @@ impl Unprefix {
             }
             self.depth -= 1;
         }
+        if let Some(flight) = &self.flight {
+            flight.land();
+        }
         true
     }
 
@@ -332,6 +365,11 @@ impl Unprefix {
         Ok(match rule {
             Rule::Replace(bytes) => Act::Swap(bytes.clone()),
             Rule::Number(n) if kind == b':' => Act::Swap(Bytes::from(format!(":{n}\r\n"))),
+            Rule::Script(script) if depth == 0 && kind == b'-' => Act::ScriptError(script.clone()),
+            Rule::Script(script) => {
+                script.ran();
+                Act::Pass
+            }
             Rule::NoGroup(names) | Rule::XreadNoGroup(names) if depth == 0 && kind == b'-' => {
                 Act::GroupError(Rc::clone(names))
             }

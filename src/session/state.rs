@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 use super::{FactsOf, Flow, Replies, Session, TURN};
 
+/// What is said of functions: docs/decisions/0009-no-functions-yet.md.
+const NO_FUNCTIONS: &str = ": functions belong to the whole upstream and are not served; use EVAL or EVALSHA";
 /// How many commands over a rate one client is told so about in one turn.
 const REFUSALS: u64 = 8;
 
@@ -90,6 +92,17 @@ impl Session {
         Ok(lane)
     }
 
+    /// The connection a script goes to: its own unless that user may read every key, else the shared one.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when there is none to be had.
+    pub fn script_conn(&mut self) -> Result<Rc<Conn>, UpstreamError> {
+        let own = self.own.take_if(|own| own.key.kind != Kind::Data);
+        let conn = self.conn();
+        self.own = self.own.take().or(own);
+        conn.and_then(|conn| if conn.dead() { Err(UpstreamError::Lost) } else { Ok(conn) })
+    }
+
     /// Takes a dedicated connection; nothing may be in flight.
     ///
     /// # Errors
@@ -105,6 +118,20 @@ impl Session {
     /// As which user connections of its own log in: the other one may do all that the first may, and what a transaction may need besides.
     pub fn own_kind(&self) -> Kind {
         if self.reach.site.holes.load().is_some() { Kind::Sort } else { Kind::Data }
+    }
+
+    /// Takes another dedicated connection in place of the one it has, as the user who may run scripts; nothing may be in flight.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when there is none to be had; it then has the one it had.
+    pub fn pin_data(&mut self) -> Result<(), UpstreamError> {
+        let data = self.reach.pool.dedicated(Key { kind: Kind::Data, ..self.key() })?;
+        if let Some(old) = self.own.replace(data) {
+            // With all that was queued on it.
+            old.taint();
+            self.reach.pool.release(old);
+        }
+        Ok(())
     }
 
     /// Gives the dedicated connection back once no state and no reply needs it.
@@ -170,6 +197,7 @@ impl Session {
         self.logged_in = true;
         self.set_login(login);
         self.lane = None;
+        self.scripts = None;
         self.db = 0;
         self.client.db.store(0, Ordering::Relaxed);
     }
@@ -223,9 +251,10 @@ impl Session {
 
     /// The error of a tenant that may not do this, in Redis's words.
     pub fn no_permission(&mut self, row: &Row) -> Flow {
-        let text =
-            format!("NOPERM User {} has no permissions to run the '{}' command", self.tenant.name, row.lower_name());
-        self.refuse(text)
+        let (name, command) = (&self.tenant.name, row.lower_name());
+        let functions = row.name.starts_with("FUNCTION") || row.name.starts_with("FCALL");
+        let why = if functions { NO_FUNCTIONS } else { "" };
+        self.refuse(format!("NOPERM User {name} has no permissions to run the '{command}' command{why}"))
     }
 
     /// What is held, from the request at hand on, with what has been parsed of it; for `big`.

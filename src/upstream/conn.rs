@@ -37,8 +37,14 @@ use tokio::{task::AbortHandle, time::timeout};
 use read::{PATIENCE, Reading};
 use window::Window;
 
-use super::{Env, Key};
-use crate::{downstream::Downstream, error::UpstreamError, net::WriteHalf, resp, rewrite::reply::Unprefix};
+use super::{Env, Key, ticks};
+use crate::{
+    downstream::Downstream,
+    error::UpstreamError,
+    net::WriteHalf,
+    resp,
+    rewrite::reply::{Unprefix, script::Loaded},
+};
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
 const CONGESTED: usize = 1024 * 1024;
@@ -48,6 +54,8 @@ const WAITING_TWICE: usize = 1024;
 const RETIRED: u32 = 16;
 /// `since` of a request that may wait as long as it takes: a blocking command.
 pub const NEVER: u32 = u32::MAX;
+/// How much longer than any other request a script may run: by then somebody has killed it, or nobody will.
+const SCRIPT: Duration = Duration::from_secs(60);
 
 /// What becomes of a reply.
 #[derive(Debug)]
@@ -94,6 +102,12 @@ impl What {
     pub const NOTHING: Self = Self { row: u16::MAX, argc: 0 };
 }
 
+/// Whether more than `limit` ticks have passed since `since`, which may be to come.
+fn past(now: u32, since: u32, limit: u32) -> bool {
+    let waited = now.wrapping_sub(since);
+    waited > limit && waited < u32::MAX / 2
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Conn {
@@ -104,6 +118,8 @@ pub struct Conn {
     /// Bytes the writer has taken from `out` and not yet written.
     writing: Cell<usize>,
     waiters: RefCell<VecDeque<Waiter>>,
+    /// Scripts that were sent on it and that the upstream had then.
+    pub loaded: Loaded,
     reading: RefCell<Reading>,
     ready: Cell<bool>,
     dead: Cell<bool>,
@@ -158,6 +174,7 @@ impl Conn {
             out: RefCell::default(),
             writing: Cell::new(0),
             waiters: RefCell::default(),
+            loaded: Loaded::default(),
             reading: RefCell::default(),
             ready: Cell::new(false),
             dead: Cell::new(false),
@@ -314,6 +331,19 @@ impl Conn {
         Arc::clone(&self.number)
     }
 
+    /// As [`Conn::expect`], for what may run scripts: it has [`SCRIPT`] more time, and those behind it do not wait for it that long.
+    pub fn expect_script(&self, client: &Rc<Downstream>, owed: Owed, what: What) {
+        client.expect(1);
+        self.window.sent();
+        let now = self.env.clock.now();
+        self.used.set(now);
+        let since = now.wrapping_add(ticks(SCRIPT));
+        let since = if since == NEVER { 0 } else { since };
+        let sent = self.env.clock.micros();
+        let waiter = Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what };
+        self.waiters.borrow_mut().push_back(waiter);
+    }
+
     /// A request of keyfence's own whose reply is dropped.
     pub fn send_own(&self, frame: &[u8]) {
         self.send_for(frame, Owed::Dropped);
@@ -379,8 +409,11 @@ impl Conn {
         let late = self.waiters.borrow().front().is_some_and(|w| {
             let begun = self.reading.borrow().begun.is_some();
             let since = if begun { self.progress.get() } else { w.since };
-            w.since != NEVER && now.wrapping_sub(since) > limit
+            w.since != NEVER && past(now, since, limit)
         });
+        if !late && self.waiters.borrow().front().is_some_and(|w| w.since.wrapping_sub(now) < ticks(SCRIPT)) {
+            return self.time_out_behind(limit);
+        }
         if late {
             tracing::warn!(upstream = %self.env.site.target, "upstream did not answer in time: connection closed");
             self.fail(&UpstreamError::TimedOut(self.env.site.target.socket_timeout));
@@ -396,7 +429,7 @@ impl Conn {
             let mut waiters = self.waiters.borrow_mut();
             let reader = waiters.front().and_then(|w| w.client.clone());
             for waiter in waiters.iter_mut().skip(1) {
-                if waiter.since == NEVER || now.wrapping_sub(waiter.since) <= limit {
+                if waiter.since == NEVER || !past(now, waiter.since, limit) {
                     continue;
                 }
                 // The client of the reply at hand gets its replies in order, and is the one who is slow.

@@ -144,8 +144,12 @@ pub struct Walled {
     pub prefix: Arc<[u8]>,
     /// The upstream's databases that it may select.
     pub databases: Range<u32>,
-    /// Whether it may run scripts.
+    /// Whether it may run scripts, where these cannot alter one another.
     pub scripts: bool,
+    /// Whether it may also where they can.
+    pub despite_holes: bool,
+    /// By row index, the commands it may run; empty: all.
+    pub permitted: Arc<[bool]>,
 }
 
 /// What [`Wall::raise`] came to.
@@ -287,7 +291,11 @@ impl Wall {
     }
 
     async fn raise_on(&self, line: &mut Line, tenants: &[Walled]) -> Result<Standing, WallError> {
-        let (holes, known) = holes::of_acl(line, &self.identity.scratch()).await?.map_err(WallError::Refused)?;
+        let (mut holes, known) = holes::of_acl(line, &self.identity.scratch()).await?.map_err(WallError::Refused)?;
+        if tenants.iter().any(|t| t.scripts) {
+            holes.script_tables = holes::script_tables(line).await?;
+        }
+        let apart = holes.scripts_apart();
         let commands = |kind, scripts| Commands::new(kind, scripts, &holes, |row| known.has(row));
         let (data, scripting, sort) =
             (commands(Kind::Data, false), commands(Kind::Data, true), commands(Kind::Sort, false));
@@ -305,7 +313,10 @@ impl Wall {
             let mut batch = Vec::with_capacity(2 * tenants.len());
             for tenant in tenants {
                 let names = Kind::ALL.map(|kind| self.identity.user(kind, tenant.id, &tenant.name));
-                let may = [if tenant.scripts { &scripting } else { &data }, &sort];
+                let scripts = tenant.scripts && (apart || tenant.despite_holes);
+                // What a script may call is what its tenant may.
+                let own = scripts.then(|| scripting.permitted(&tenant.permitted));
+                let may = [own.as_ref().unwrap_or(&data), &sort];
                 for (name, commands) in names.iter().zip(may) {
                     let rules = rules(&tenant.prefix, &tenant.databases, commands, &holes, &self.identity.sha256);
                     let hash = self.hashes.hash_one(&rules);

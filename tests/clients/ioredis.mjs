@@ -1,4 +1,4 @@
-// ioredis: promises, pipelines, transactions, streams of names, blocking calls, its own key prefix.
+// ioredis: promises, pipelines, transactions, streams of names, blocking calls, its own key prefix, scripts.
 import assert from "node:assert/strict";
 import Redis from "ioredis";
 
@@ -68,6 +68,17 @@ await subscriber.unsubscribe("news", "chat");
 await subscriber.punsubscribe("n*");
 assert.equal(await subscriber.get("k"), "v");
 await subscriber.quit();
+redis.defineCommand("pushAll", { numberOfKeys: 1, lua: "redis.call('RPUSH', KEYS[1], unpack(ARGV)) return redis.call('LRANGE', KEYS[1], 0, -1)" });
+assert.deepEqual(await redis.pushAll("pushed", "a", "b"), ["a", "b"]);
+assert.deepEqual(await redis.pushAll("pushed", "c"), ["a", "b", "c"]);
+assert.equal(await redis.script("FLUSH"), "OK");
+assert.deepEqual(await redis.pushAll("pushed", "d"), ["a", "b", "c", "d"]);
+assert.equal(await redis.script("FLUSH"), "OK");
+assert.deepEqual(await redis.pipeline().del("pushed").pushAll("pushed", 1).pushAll("pushed", 2).exec(), [[null, 1], [null, ["1"]], [null, ["1", "2"]]]);
+assert.deepEqual(await redis.multi().del("pushed").pushAll("pushed", 1).exec(), [[null, 1], [null, ["1"]]]);
+prefixed.defineCommand("whose", { numberOfKeys: 1, lua: "return {KEYS[1], redis.call('GET', KEYS[1])}" });
+assert.deepEqual(await prefixed.whose("k"), ["mine:k", "prefixed"]);
+await assert.rejects(redis.eval("return redis.call('HGET', KEYS[1], 'f')", 1, "k"), /WRONGTYPE .* script: [0-9a-f]{40}, on @user_script:1\./);
 
 const pooled = Array.from({ length: 20 }, () => new Redis(where));
 await Promise.all(pooled.map(async (client, tag) => {

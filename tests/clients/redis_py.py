@@ -1,4 +1,4 @@
-"""redis-py, synchronous: the usual calls, RESP2 and RESP3, pools, pipelines, transactions, blocking, scanning."""
+"""redis-py, synchronous: the usual calls, RESP2 and RESP3, pools, pipelines, transactions, blocking, scanning, scripts and locks."""
 
 import os
 import threading
@@ -69,6 +69,28 @@ for protocol in (2, 3):
         raise AssertionError("no error")
     except redis.ResponseError as error:
         assert "not an integer" in str(error)
+    assert r.eval("return {KEYS[1], ARGV[1], redis.call('GET', KEYS[1])}", 1, "k", "arg") == ["k", "arg", "v"]
+    push = r.register_script("redis.call('RPUSH', KEYS[1], unpack(ARGV)) return redis.call('LLEN', KEYS[1])")
+    assert push(keys=["pushed"], args=[1, 2, 3]) == 3
+    assert r.script_exists(push.sha) == [True]
+    assert r.script_flush() and r.script_exists(push.sha) == [False]
+    assert push(keys=["pushed"], args=[4]) == 4
+    for transaction in (True, False):
+        with r.pipeline(transaction=transaction) as pipe:
+            pipe.delete("pushed")
+            push(keys=["pushed"], args=["a", "b"], client=pipe)
+            pipe.lrange("pushed", 0, -1)
+            assert pipe.execute() == [1, 2, ["a", "b"]], transaction
+    lock = r.lock("lock", timeout=10)
+    assert lock.acquire(blocking=False) and not r.lock("lock").acquire(blocking=False)
+    assert lock.extend(10) and lock.reacquire() and lock.owned()
+    lock.release()
+    assert not r.exists("lock")
+    try:
+        lock.release()
+        raise AssertionError("released twice")
+    except redis.exceptions.LockError:
+        pass
     assert r.info("server")["redis_version"]
     assert r.flushdb()
     assert r.dbsize() == 0

@@ -43,7 +43,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
     ("net", &[]),
-    ("plane", &["directory", "upstream", "worker"]),
+    ("plane", &["directory", "tenant", "upstream", "worker"]),
     (
         "proxy",
         &[
@@ -54,6 +54,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "resp",
             "rewrite",
             "scoped",
+            "scripts",
             "session",
             "tenant",
             "tracking",
@@ -93,6 +94,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "local",
             "resp",
             "rewrite",
+            "scripts",
             "session",
             "tenant",
             "tracking",
@@ -100,6 +102,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "worker",
             "downstream",
         ],
+    ),
+    (
+        "scripts",
+        &["command", "error", "resp", "rewrite", "scoped", "session", "tenant", "transaction", "upstream", "worker"],
     ),
     (
         "server",
@@ -113,6 +119,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "plane",
             "reload",
             "scoped",
+            "scripts",
             "session",
             "slowlog",
             "tenant",
@@ -135,6 +142,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "resp",
             "rewrite",
             "scoped",
+            "scripts",
             "tenant",
             "tracking",
             "transaction",
@@ -145,7 +153,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("slowlog", &[]),
     ("tenant", &["command", "downstream", "glob", "upstream"]),
     ("tracking", &["command", "downstream", "error", "pubsub", "resp", "rewrite", "session", "upstream", "worker"]),
-    ("transaction", &["clients", "command", "error", "local", "proxy", "resp", "rewrite", "session", "upstream"]),
+    (
+        "transaction",
+        &["clients", "command", "error", "local", "proxy", "resp", "rewrite", "scripts", "session", "upstream"],
+    ),
     ("upstream", &["command", "config", "downstream", "error", "glob", "net", "resp", "rewrite", "slowlog"]),
     ("walk", &["config", "error", "server", "upstream"]),
     (
@@ -159,6 +170,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "login",
             "pubsub",
             "scoped",
+            "scripts",
             "slowlog",
             "tenant",
             "upstream",

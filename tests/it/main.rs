@@ -14,6 +14,7 @@ mod layers;
 mod property;
 mod protocol;
 mod pubsub;
+mod scripts;
 mod support;
 mod tenancy;
 mod tools;

@@ -137,10 +137,15 @@ pub async fn probe_holes(target: &Target) -> Result<Holes, WallError> {
         Ok((holes, _)) => holes,
         Err(why) => Holes { refused: Some(why), ..Holes::default() },
     };
-    let tables = line.ask(redis::cmd("EVAL").arg(SHARED_TABLES).arg(0)).await?;
-    holes.script_tables = matches!(tables, Value::Array(_)).then(|| texts(&tables));
+    holes.script_tables = script_tables(&mut line).await?;
     holes.default_user_open = default_user_open(target).await;
     Ok(holes)
+}
+
+/// The tables that scripts share and may alter; `None`: we may not run scripts.
+pub(super) async fn script_tables(line: &mut Line) -> Result<Option<Vec<String>>, WallError> {
+    let tables = line.ask(redis::cmd("EVAL").arg(SHARED_TABLES).arg(0)).await?;
+    Ok(refusal(&tables)?.is_ok().then(|| texts(&tables)))
 }
 
 /// What the ACL can do, tried with the user `scratch`, and the commands there are; `Ok(Err(why))`: we may not manage users.

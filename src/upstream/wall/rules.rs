@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use super::Holes;
 use crate::{
-    command::{Keys, ROWS, Row},
+    command::{Flags, Keys, ROWS, Row},
     glob,
 };
 
 /// Databases that are allowed one by one; a tenant with more may select any.
 const DATABASES: usize = 64;
 /// What a tenant that may run scripts needs.
-const SCRIPTS: [&str; 4] = ["EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO"];
+const SCRIPTS: [&str; 7] = ["EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "ECHO", "PUBLISH", "SPUBLISH"];
 
 /// What the connection that listens for a tenant needs. Channels are confined like keys, and of patterns the server allows the one that is
 /// written in the rules.
@@ -49,6 +49,8 @@ impl Kind {
 #[derive(Debug, Default)]
 pub struct Commands {
     plain: Vec<Vec<u8>>,
+    /// The rows that `plain` allows, in the same order.
+    rows: Vec<&'static Row>,
     /// Those that need the right to read every key.
     reading_all: Vec<Vec<u8>>,
     /// Scripts are among them.
@@ -62,18 +64,35 @@ impl Commands {
         let mut commands = Self { scripts, ..Self::default() };
         for row in ROWS.iter().filter(|row| !row.is_container() && known(row)) {
             let rule = || format!("+{}", row.lower_name()).into_bytes();
+            let mut plain = || {
+                commands.plain.push(rule());
+                commands.rows.push(row);
+            };
             match kind {
-                Kind::Data if SCRIPTS.contains(&row.name) && scripts => commands.plain.push(rule()),
-                Kind::Sort if TRACKING.contains(&row.name) => commands.plain.push(rule()),
-                Kind::Data if SUBSCRIPTIONS.contains(&row.name) => commands.plain.push(rule()),
+                Kind::Data if SCRIPTS.contains(&row.name) && scripts => plain(),
+                Kind::Data if SUBSCRIPTIONS.contains(&row.name) => plain(),
+                Kind::Sort if TRACKING.contains(&row.name) => plain(),
                 Kind::Sort if is_sort(row) && row.forwardable() && holes.selectors => commands.reading_all.push(rule()),
                 _ if row.forwardable() && (kind == Kind::Sort || holes.kind(row) == Kind::Data) => {
-                    commands.plain.push(rule());
+                    plain();
                 }
                 _ => {}
             }
         }
         commands
+    }
+
+    /// Those of them that the tenant may run, by row index, or that no script can call: what keyfence sends for itself stays.
+    pub fn permitted(&self, may: &[bool]) -> Self {
+        let keep = |row: &Row| {
+            row.flags.has(Flags::NOSCRIPT)
+                || SCRIPTS[..4].contains(&row.name)
+                || !row.served()
+                || may.get(usize::from(row.index)) != Some(&false)
+        };
+        let kept = self.plain.iter().zip(&self.rows).filter(|(_, row)| keep(row));
+        let (plain, rows) = kept.map(|(rule, row)| (rule.clone(), *row)).unzip();
+        Self { plain, rows, reading_all: self.reading_all.clone(), scripts: self.scripts }
     }
 }
 

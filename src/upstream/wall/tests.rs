@@ -70,7 +70,15 @@ fn binaries() -> Vec<String> {
 }
 
 fn tenant(id: u32, name: &str, prefix: &str) -> Walled {
-    Walled { id, name: name.into(), prefix: prefix.as_bytes().into(), databases: 0..1, scripts: false }
+    Walled {
+        id,
+        name: name.into(),
+        prefix: prefix.as_bytes().into(),
+        databases: 0..1,
+        scripts: false,
+        despite_holes: false,
+        permitted: [].into(),
+    }
 }
 
 fn raised(standing: Standing) -> Arc<Holes> {

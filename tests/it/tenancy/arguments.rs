@@ -152,7 +152,6 @@ fn a7_numkeys_lies() {
             "BLMPOP 0 4294967297 b:l LEFT",
             "BZMPOP 0 -1 b:z MIN",
             "MSETEX 2 k v",
-            "EVAL return 1 b:s",
         ] {
             a.refused(lie);
         }

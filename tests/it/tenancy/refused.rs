@@ -41,17 +41,6 @@ fn stats(world: &World) -> String {
 #[test]
 fn s_scripts_and_functions() {
     never_upstream(&[
-        "EVAL return 0",
-        "EVAL return(redis.call('GET','b:secret')) 0",
-        "EVAL return(redis.call('SCAN',0)) 0",
-        "EVAL return(redis.call('GET',ARGV[1])) 0 b:s",
-        "EVAL_RO return 0",
-        "EVALSHA e0e1f9fabfc9d4800c877a703b823ac0578ff8db 0",
-        "EVALSHA_RO e0e1f9fabfc9d4800c877a703b823ac0578ff8db 0",
-        "SCRIPT LOAD return",
-        "SCRIPT EXISTS e0e1f9fabfc9d4800c877a703b823ac0578ff8db",
-        "SCRIPT FLUSH",
-        "SCRIPT KILL",
         "SCRIPT DEBUG YES",
         "SCRIPT SHOW x",
         "FUNCTION LOAD x",

@@ -1,0 +1,182 @@
+//! What scripts there are: a bounded table per tenant, shared by all workers, from the SHA1 a client knows to the script as it is upstream.
+//!
+//! A tenant finds its own scripts here and no others: not one that another tenant loaded, nor one that some other client of the upstream
+//! did (isolation.md S6). Upstream, the same source has another SHA1 for each tenant, since the prefix stands in it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+use sha1::{Digest as _, Sha1};
+
+use crate::rewrite::reply::script::{Counters, Sha};
+
+/// Most scripts of one tenant; with more, the one unused for longest goes.
+const COUNT: usize = 2000;
+/// Most bytes of all scripts of one tenant, as they are upstream.
+const BYTES: usize = 16 * 1024 * 1024;
+/// Most bytes of one script.
+pub const LONGEST: usize = 1024 * 1024;
+
+/// SHA1 as Redis writes it.
+pub fn sha(source: &[u8]) -> Sha {
+    let mut out = [0; 40];
+    let digits = b"0123456789abcdef";
+    for (pair, byte) in out.chunks_exact_mut(2).zip(Sha1::digest(source)) {
+        pair[0] = digits[usize::from(byte >> 4)];
+        pair[1] = digits[usize::from(byte & 15)];
+    }
+    out
+}
+
+/// One script.
+#[derive(Debug)]
+pub struct Entry {
+    /// As its client knows it.
+    pub theirs: Sha,
+    /// Upstream.
+    pub ours: Sha,
+    /// As it is sent upstream.
+    pub wrapped: Vec<u8>,
+    /// Whether the upstream has compiled it: before that no EVALSHA finds it.
+    pub compiled: Arc<AtomicBool>,
+}
+
+impl Entry {
+    /// Whether the upstream has compiled it.
+    pub fn compiled(&self) -> bool {
+        self.compiled.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    scripts: HashMap<Sha, (Arc<Entry>, u64)>,
+    bytes: usize,
+    /// Counts uses.
+    clock: u64,
+}
+
+/// The scripts of one tenant.
+#[derive(Debug)]
+pub struct Own {
+    table: Mutex<Table>,
+    /// What is on its way.
+    pub counters: Arc<Counters>,
+    /// The tenant's name.
+    pub tenant: Arc<str>,
+    /// Which upstream it lives on: no more than a number to compare.
+    pub site: usize,
+}
+
+impl Own {
+    fn new(tenant: &str, site: usize) -> Self {
+        Self { table: Mutex::default(), counters: Arc::default(), tenant: tenant.into(), site }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The script with this SHA1, whether or not it has been compiled.
+    pub fn find(&self, theirs: &Sha) -> Option<Arc<Entry>> {
+        let mut table = self.table();
+        table.clock += 1;
+        let now = table.clock;
+        let (entry, used) = table.scripts.get_mut(theirs)?;
+        *used = now;
+        Some(Arc::clone(entry))
+    }
+
+    /// The script with this source, added if it is new; `wrap` makes what is sent upstream of it.
+    pub fn add(&self, source: &[u8], wrap: impl FnOnce() -> Vec<u8>) -> Arc<Entry> {
+        let theirs = sha(source);
+        if let Some(entry) = self.find(&theirs) {
+            return entry;
+        }
+        let wrapped = wrap();
+        let entry = Arc::new(Entry { theirs, ours: sha(&wrapped), wrapped, compiled: Arc::default() });
+        let mut table = self.table();
+        table.clock += 1;
+        let now = table.clock;
+        table.bytes += entry.wrapped.len();
+        if let Some((before, _)) = table.scripts.insert(theirs, (Arc::clone(&entry), now)) {
+            table.bytes -= before.wrapped.len();
+        }
+        while table.scripts.len() > COUNT || table.bytes > BYTES {
+            let oldest = table.scripts.iter().min_by_key(|(_, (_, used))| *used).map(|(sha, _)| *sha);
+            let Some((gone, _)) = oldest.and_then(|sha| table.scripts.remove(&sha)) else { break };
+            table.bytes -= gone.wrapped.len();
+        }
+        entry
+    }
+
+    /// Forgets them all.
+    pub fn clear(&self) {
+        *self.table() = Table::default();
+    }
+
+    /// How many there are, and their bytes.
+    pub fn size(&self) -> (usize, usize) {
+        let table = self.table();
+        (table.scripts.len(), table.bytes)
+    }
+}
+
+/// The scripts of all tenants, by their number.
+#[derive(Debug, Default)]
+pub struct Store(DashMap<u32, Arc<Own>>);
+
+impl Store {
+    /// Those of one tenant.
+    pub fn of(&self, tenant: u32, name: &str, site: usize) -> Arc<Own> {
+        if let Some(own) = self.0.get(&tenant) {
+            return Arc::clone(&own);
+        }
+        Arc::clone(&self.0.entry(tenant).or_insert_with(|| Arc::new(Own::new(name, site))))
+    }
+
+    /// Those of every tenant that has run any.
+    pub fn all(&self) -> Vec<(u32, Arc<Own>)> {
+        self.0.iter().map(|own| (*own.key(), Arc::clone(own.value()))).collect()
+    }
+
+    /// Forgets tenants that are gone.
+    pub fn keep(&self, stands: impl Fn(u32) -> bool) {
+        self.0.retain(|tenant, _| stands(*tenant));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_the_one_redis_writes() {
+        assert_eq!(&sha(b"return 1"), b"e0e1f9fabfc9d4800c877a703b823ac0578ff8db");
+    }
+
+    #[test]
+    fn s10_the_table_is_bounded_and_the_unused_go_first() {
+        let own = Own::new("t", 0);
+        let first = own.add(b"first", || b"w".to_vec());
+        for i in 0..COUNT {
+            own.add(format!("s{i}").as_bytes(), || format!("w{i}").into_bytes());
+            assert!(own.find(&first.theirs).is_some());
+        }
+        assert_eq!(own.size().0, COUNT);
+        assert!(own.find(&sha(b"s0")).is_none() && own.find(&sha(b"s1")).is_some());
+        for i in 0..40 {
+            own.add(format!("long{i}").as_bytes(), || vec![0; LONGEST]);
+        }
+        assert!(own.size().1 <= BYTES);
+        own.clear();
+        assert_eq!(own.size(), (0, 0));
+        assert!(own.find(&first.theirs).is_none());
+    }
+}
