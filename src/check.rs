@@ -92,7 +92,11 @@ fn scripts(config: &Config, apart: Option<bool>, row: &mut impl FnMut(&str, &str
     let on: Vec<&str> = config.tenants.iter().filter(|t| t.scripts == Scripts::On).map(|t| t.name.as_str()).collect();
     match apart {
         Some(true) => row("scripts", "ok", "EVAL, EVALSHA and SCRIPT, confined by the ACL wall".into()),
-        Some(false) => row("scripts", "no", "scripts could alter one another on this upstream (CVE-2025-46818)".into()),
+        Some(false) => row(
+            "scripts",
+            "no",
+            "scripts can alter one another on this upstream, or that could not be tried (CVE-2025-46818)".into(),
+        ),
         None => row("scripts", "no", "there is no ACL wall that would confine them".into()),
     }
     if apart != Some(true) && !on.is_empty() {

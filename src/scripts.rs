@@ -78,9 +78,9 @@ pub fn verdict(policy: tenant::Scripts, walled: bool, apart: bool) -> Result<(),
         tenant::Scripts::Auto if !walled => {
             Err("NOPERM scripts are off: there is no ACL wall upstream that would confine them (acl_wall)")
         }
-        tenant::Scripts::Auto if !apart => {
-            Err("NOPERM scripts are off: on this upstream scripts can alter one another (CVE-2025-46818)")
-        }
+        tenant::Scripts::Auto if !apart => Err(
+            "NOPERM scripts are off: scripts can alter one another on this upstream, or that could not be tried (CVE-2025-46818)",
+        ),
         tenant::Scripts::On | tenant::Scripts::Auto => Ok(()),
     }
 }
