@@ -411,7 +411,9 @@ impl Conn {
             let since = if begun { self.progress.get() } else { w.since };
             w.since != NEVER && past(now, since, limit)
         });
-        if !late && self.waiters.borrow().front().is_some_and(|w| w.since.wrapping_sub(now) < ticks(SCRIPT)) {
+        if !late
+            && self.waiters.borrow().front().is_some_and(|w| (1..=ticks(SCRIPT)).contains(&w.since.wrapping_sub(now)))
+        {
             return self.time_out_behind(limit);
         }
         if late {
