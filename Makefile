@@ -9,7 +9,7 @@ help:
 	@echo "make run    start keyfence and a private Redis behind it, on 127.0.0.1:6380"
 	@echo "make test   all tests; installs redis-server and the client libraries if they are absent"
 	@echo "make lint   formatting, clippy, documentation, licences and sources of the dependencies"
-	@echo "make bench  the benchmarks"
+	@echo "make bench  the benchmarks, and beside other proxies; writes docs/performance.md, takes about half an hour"
 
 run:
 	@tools/ensure-redis.sh
@@ -41,3 +41,4 @@ bench:
 	@tools/ensure-redis.sh
 	$(CARGO) build --release --locked
 	python3 benches/load.py
+	python3 benches/compare.py
