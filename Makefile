@@ -42,3 +42,4 @@ bench:
 	$(CARGO) build --release --locked
 	python3 benches/load.py
 	python3 benches/compare.py
+	python3 benches/pubsub.py
