@@ -5,6 +5,7 @@
 
 pub mod hub;
 pub mod notices;
+pub mod subscriber;
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
@@ -20,8 +21,9 @@ use crate::{
     tenant::subscriptions::{PATTERNS_PER_TENANT, PER_TENANT, Space, cost},
     upstream::Site,
 };
-use hub::{Hub, Op};
+use hub::Hub;
 use notices::Notices;
+use subscriber::Op;
 
 /// Most subscriptions of one connection (isolation.md L10), a long name counting as several.
 pub const PER_CLIENT: usize = 16 * 1024;
@@ -151,7 +153,7 @@ fn unsubscribe(s: &mut Session, space: Space, args: &Args<'_>) -> Flow {
         let mut acks = Vec::new();
         let each: Vec<Option<&[u8]>> =
             if names.is_empty() { vec![None] } else { names.iter().map(|n| Some(&**n)).collect() };
-        each.into_iter().for_each(|name| hub::put_unsubscribed(&mut acks, s.proto, space, name));
+        each.into_iter().for_each(|name| subscriber::put_unsubscribed(&mut acks, s.proto, space, name));
         s.answer_bytes(&acks);
         return Flow::Next;
     };

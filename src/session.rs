@@ -40,7 +40,7 @@ use crate::{
     login::{self},
     net::ReadHalf,
     proxy,
-    pubsub::{self, hub::Subscriber},
+    pubsub::{self, subscriber::Subscriber},
     resp::{
         Proto,
         request::{self, Broken, Limits, Parsed, Progress},

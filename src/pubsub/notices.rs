@@ -14,7 +14,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::hub::{Hub, Op, PING, split};
+use super::{
+    hub::{Hub, PING, split},
+    subscriber::Op,
+};
 use crate::{
     downstream::Downstream,
     error::UpstreamError,
