@@ -30,9 +30,9 @@ pub struct Client {
     /// CLIENT ID: keyfence's own number, never an upstream's.
     pub id: u64,
     /// The client's address.
-    pub addr: String,
+    pub addr: Box<str>,
     /// The address it connected to.
-    pub laddr: String,
+    pub laddr: Box<str>,
     /// When it connected.
     pub since: Instant,
     /// Ends the session.
@@ -62,9 +62,9 @@ pub struct Client {
     /// The server's number for the upstream connection that it waits on in a blocking command.
     pub waits_on: Mutex<Option<Arc<AtomicU64>>>,
     /// What it logged in with.
-    pub login: Mutex<Option<Login>>,
-    /// See [`Labels`].
-    pub labels: Mutex<Labels>,
+    login: Mutex<Option<Box<Login>>>,
+    /// See [`Labels`]; none is a client that says nothing of itself.
+    labels: Mutex<Option<Box<Labels>>>,
 }
 
 /// Bytes on their way to a client from another worker.
@@ -87,14 +87,52 @@ impl Inbox {
 pub const NO_MULTI: u32 = u32::MAX;
 
 impl Client {
+    /// One that has just connected, and has the tenant of this number.
+    pub fn new(id: u64, addr: String, laddr: String, alarm: Arc<Alarm>, tenant: u32) -> Self {
+        Self {
+            id,
+            addr: addr.into(),
+            laddr: laddr.into(),
+            since: Instant::now(),
+            alarm,
+            tenant: AtomicU32::new(tenant),
+            db: AtomicU32::new(0),
+            resp: AtomicU8::new(2),
+            last: AtomicU16::new(u16::MAX),
+            active: AtomicU64::new(0),
+            queued: AtomicU32::new(NO_MULTI),
+            subscribed: Default::default(),
+            invalidations: AtomicBool::new(false),
+            tracks: AtomicBool::new(false),
+            inbox: Inbox::default(),
+            blocked: AtomicBool::new(false),
+            waits_on: Mutex::default(),
+            login: Mutex::default(),
+            labels: Mutex::default(),
+        }
+    }
+
+    /// What it logged in with.
+    pub fn login(&self) -> Option<Login> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
+    }
+
+    /// It has logged in, or has not any more.
+    pub fn set_login(&self, login: Option<Login>) {
+        *self.login.lock().unwrap_or_else(PoisonError::into_inner) = login.map(Box::new);
+    }
+
     /// A copy of what it says of itself.
     pub fn labels(&self) -> Labels {
-        self.labels.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned().unwrap_or_default()
     }
 
     /// Changes what it says of itself.
     pub fn relabel(&self, change: impl FnOnce(&mut Labels)) {
-        change(&mut self.labels.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = labels.take().unwrap_or_default();
+        change(&mut said);
+        *labels = Some(said).filter(|said| **said != Labels::default());
     }
 
     /// It begins to wait in a blocking command on the connection of this number, or has ended that.

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -318,7 +318,7 @@ impl Reload {
     fn end_sessions(&self) -> usize {
         let mut ended = 0;
         for client in self.shared.clients.all() {
-            let login = client.login.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let login = client.login();
             if !self.shared.stands(client.tenant.load(Ordering::Relaxed), login.as_ref()) {
                 client.alarm.kill();
                 ended += 1;

@@ -13,10 +13,7 @@ use std::{
     os::unix::{fs::FileTypeExt as _, net::UnixListener as StdUnixListener},
     path::{Path, PathBuf},
     rc::Rc,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
 };
@@ -31,7 +28,7 @@ use tokio::{
 };
 
 use crate::{
-    clients::{Client, Clients, Inbox, NO_MULTI},
+    clients::{Client, Clients},
     config::{self, Config, Endpoint as Place, Listen},
     directory::{self, Directory},
     downstream::{Alarm, Downstream},
@@ -380,27 +377,8 @@ fn greet(
         return;
     }
     let alarm = Arc::<Alarm>::default();
-    let client = Arc::new(Client {
-        id: shared.clients.next_id(),
-        addr,
-        laddr,
-        since: Instant::now(),
-        alarm: Arc::clone(&alarm),
-        tenant: AtomicU32::new(directory.nobody.id),
-        db: AtomicU32::new(0),
-        resp: AtomicU8::new(2),
-        last: AtomicU16::new(u16::MAX),
-        active: AtomicU64::new(0),
-        queued: AtomicU32::new(NO_MULTI),
-        subscribed: Default::default(),
-        invalidations: AtomicBool::new(false),
-        tracks: AtomicBool::new(false),
-        inbox: Inbox::default(),
-        blocked: AtomicBool::new(false),
-        waits_on: Mutex::default(),
-        login: Mutex::default(),
-        labels: Mutex::default(),
-    });
+    let client = Client::new(shared.clients.next_id(), addr, laddr, Arc::clone(&alarm), directory.nobody.id);
+    let client = Arc::new(client);
     tracing::debug!(client = %client.addr, id = client.id, "client connected");
     shared.clients.insert(Arc::clone(&client));
     let down = Rc::new(Downstream::new(write, limits.output, Rc::clone(&worker.spares), alarm));

@@ -197,8 +197,8 @@ impl Filter {
     fn matches(&self, client: &Client, own: u64) -> bool {
         self.kind.is_none_or(|kind| kind.is(client))
             && self.id.is_none_or(|id| id == client.id)
-            && self.addr.as_ref().is_none_or(|a| *a == client.addr)
-            && self.laddr.as_ref().is_none_or(|a| *a == client.laddr)
+            && self.addr.as_ref().is_none_or(|a| **a == *client.addr)
+            && self.laddr.as_ref().is_none_or(|a| **a == *client.laddr)
             && self.max_age.is_none_or(|age| client.since.elapsed().as_secs() >= age)
             && !(self.spare_self && client.id == own)
     }

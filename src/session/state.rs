@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     rc::Rc,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
 };
 
 use arc_swap::Cache;
@@ -157,12 +157,12 @@ impl Session {
 
     /// Takes note of what it logged in with, where a reload finds it.
     pub fn set_login(&self, login: Option<Login>) {
-        *self.client.login.lock().unwrap_or_else(PoisonError::into_inner) = login;
+        self.client.set_login(login);
     }
 
     /// What it logged in with.
     pub fn login(&self) -> Option<Login> {
-        self.client.login.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.client.login()
     }
 
     /// Has no tenant any more, as before login; nothing is in flight and no state is left.

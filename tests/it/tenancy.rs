@@ -134,8 +134,13 @@ pub(crate) struct World {
 impl World {
     /// With the wall as `acl_wall` says.
     pub(crate) fn new(acl_wall: &str) -> Self {
+        Self::with(&format!("acl_wall = \"{acl_wall}\"\n"))
+    }
+
+    /// With these settings of the upstream, and what follows them.
+    pub(crate) fn with(settings: &str) -> Self {
         let redis = Redis::start();
-        let fence = Fence::with_tenants(redis.addr(), &format!("[upstream]\nacl_wall = \"{acl_wall}\"\n{TWO}"));
+        let fence = Fence::with_tenants(redis.addr(), &format!("[upstream]\n{settings}{TWO}"));
         let world = Self { redis, fence };
         for (tenant, owner) in [("a", "attacker"), ("b", "victim")] {
             let mut speaker = world.tenant(tenant);

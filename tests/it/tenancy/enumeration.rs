@@ -130,7 +130,7 @@ fn e5_few_keys_among_many() {
 
 #[test]
 fn e6_sizes_are_the_tenants_own() {
-    let world = World::new("require");
+    let world = World::with("acl_wall = \"require\"\n[admin]\nslowlog_threshold = \"1h\"\n");
     let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
     let (size, info) = (a.say("DBSIZE"), a.say("INFO keyspace"));
     for i in 0..500 {
