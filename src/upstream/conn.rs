@@ -48,6 +48,8 @@ use crate::{
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
 const CONGESTED: usize = 1024 * 1024;
+/// The same on a dedicated connection, of which there may be many and on which large requests pass.
+const CONGESTED_DEDICATED: usize = 256 * 1024;
 /// Sessions waiting for room from which on each is made sure to wait once.
 const WAITING_TWICE: usize = 1024;
 /// Most retired connections of a tenant, per worker.
@@ -362,15 +364,21 @@ impl Conn {
         });
     }
 
+    /// Whether enough waits to be sent.
+    fn clogged(&self) -> bool {
+        let most = if self.dedicated { CONGESTED_DEDICATED } else { CONGESTED };
+        self.out.borrow().len() + self.writing.get() > most
+    }
+
     /// Whether sessions should wait before they send more.
     pub fn congested(&self) -> bool {
-        self.window.full() || self.out.borrow().len() + self.writing.get() > CONGESTED
+        self.window.full() || self.clogged()
     }
 
     /// Wakes the sessions that wait for room, when there is some.
     fn wake_waiting_for_room(&self) {
         let mut room = self.room.borrow_mut();
-        if !room.is_empty() && self.window.has_room() && self.out.borrow().len() + self.writing.get() <= CONGESTED {
+        if !room.is_empty() && self.window.has_room() && !self.clogged() {
             room.drain(..).for_each(|(_, waker)| waker.wake());
         }
     }
