@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
     directory::Directory,
+    scripts::kill::Lost,
     tenant::Scripts,
     upstream::{
         Logins, Site,
@@ -127,9 +128,14 @@ pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>) {
             let known = learn(&site).await;
             next_probe = Instant::now() + if known { PROBE_AGAIN } else { PROBE_EVERY };
         }
+        let lost = Lost::before(&shared, Arc::as_ptr(&site).addr());
         let stands = matches!(**site.logins.load(), Logins::Wall)
             && !refused
             && timeout(RAISE_WITHIN, site.wall.check()).await.unwrap_or(false);
+        if stands {
+            // It was answered, and not with BUSY.
+            lost.ended();
+        }
         let wanted = !matches!(**site.logins.load(), Logins::Own | Logins::Users(_));
         if wanted && !stands {
             raised = Instant::now();

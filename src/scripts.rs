@@ -306,10 +306,10 @@ fn send(
         return Some(s.refuse("ERR string exceeds maximum allowed size (proto-max-bulk-len)"));
     }
     let what = What { row: row.index, argc: u32::try_from(args.len()).unwrap_or(u32::MAX) };
+    let flight = Flight::begin(&own(s).counters);
     let owed = if s.muted() {
-        Owed::Dropped
+        Owed::Unheard(flight)
     } else {
-        let flight = Flight::begin(&own(s).counters);
         let rule = rule(s, conn, entry, missing);
         Owed::Rewritten(Box::new(Unprefix::new(rule, Rc::clone(&s.prefix)).of(Some(flight))))
     };

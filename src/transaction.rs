@@ -440,7 +440,7 @@ fn exec(s: &mut Session) -> Flow {
     let flight = s.scripts.as_ref().filter(|_| scripts).map(|own| Flight::begin(&own.counters));
     let plain = tx.select.is_none() && tx.rules.iter().all(|r| *r == Rule::Raw);
     let owed = if muted {
-        Owed::Dropped
+        flight.map_or(Owed::Dropped, Owed::Unheard)
     } else if plain {
         Owed::Raw
     } else {

@@ -185,9 +185,14 @@ impl Unprefix {
         Self { exec: Some(exec), ..Self::new(Rule::Raw, prefix) }
     }
 
-    /// The reply of a script, or of an EXEC with scripts, which is on its way until this has ended.
+    /// The reply of a script, or of an EXEC with scripts, which is on its way until this begins.
     pub fn of(self, flight: Option<script::Flight>) -> Self {
         Self { flight, ..self }
+    }
+
+    /// The script that may still run, to be waited for without its reply.
+    pub fn take_flight(&mut self) -> Option<script::Flight> {
+        self.flight.take()
     }
 
     /// Takes what it can from `buf`, appends the rewritten bytes to `out`: the bytes taken, and whether the reply ended. What was not
@@ -197,6 +202,11 @@ impl Unprefix {
     /// [`Failure`]: what was appended for this reply must not reach the client, and the upstream connection must be closed.
     pub fn advance(&mut self, buf: &[u8], out: &mut Vec<u8>) -> Result<(usize, bool), Failure> {
         let mut at = 0;
+        if !buf.is_empty()
+            && let Some(flight) = self.flight.take()
+        {
+            flight.land();
+        }
         loop {
             if let Some((scanner, keep)) = &mut self.scanning {
                 let (n, done) = scanner.advance(&buf[at..])?;
@@ -339,9 +349,6 @@ impl Unprefix {
                 return false;
             }
             self.depth -= 1;
-        }
-        if let Some(flight) = &self.flight {
-            flight.land();
         }
         true
     }

@@ -138,23 +138,35 @@ impl Store {
         if let Some(own) = self.0.get(&tenant) {
             return Arc::clone(&own);
         }
-        Arc::clone(&self.0.entry(tenant).or_insert_with(|| Arc::new(Own::new(name, site))))
+        let mut new = Own::new(name, site);
+        // A tenant whose settings changed has another number, and may have a script running from before.
+        if let Some(before) = self.0.iter().find(|own| *own.tenant == *name && own.site == site) {
+            new.counters = Arc::clone(&before.counters);
+        }
+        Arc::clone(&self.0.entry(tenant).or_insert_with(|| Arc::new(new)))
     }
 
     /// Those of every tenant that has run any.
-    pub fn all(&self) -> Vec<(u32, Arc<Own>)> {
-        self.0.iter().map(|own| (*own.key(), Arc::clone(own.value()))).collect()
+    pub fn all(&self) -> Vec<Arc<Own>> {
+        self.0.iter().map(|own| Arc::clone(own.value())).collect()
     }
 
-    /// Forgets tenants that are gone.
+    /// Forgets tenants that are gone, all but what may still be running.
     pub fn keep(&self, stands: impl Fn(u32) -> bool) {
-        self.0.retain(|tenant, _| stands(*tenant));
+        self.0.retain(|tenant, own| {
+            if stands(*tenant) {
+                return true;
+            }
+            own.clear();
+            Arc::strong_count(own) > 1 || own.counters.any()
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rewrite::reply::script::Flight;
 
     #[test]
     fn the_digest_is_the_one_redis_writes() {
@@ -178,5 +190,18 @@ mod tests {
         own.clear();
         assert_eq!(own.size(), (0, 0));
         assert!(own.find(&first.theirs).is_none());
+    }
+
+    #[test]
+    fn s7_what_runs_outlives_a_change_of_settings() {
+        let store = Store::default();
+        let flight = Flight::begin(&store.of(1, "t", 7).counters);
+        store.keep(|_| false);
+        assert!(store.all().len() == 1 && store.of(2, "t", 7).counters.any());
+        // Neither another tenant's nor another upstream's.
+        assert!(!store.of(3, "u", 7).counters.any() && !store.of(4, "t", 8).counters.any());
+        flight.land();
+        store.keep(|tenant| tenant == 2);
+        assert_eq!(store.all().len(), 1);
     }
 }

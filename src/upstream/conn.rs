@@ -43,7 +43,10 @@ use crate::{
     error::UpstreamError,
     net::WriteHalf,
     resp,
-    rewrite::reply::{Unprefix, script::Loaded},
+    rewrite::reply::{
+        Unprefix,
+        script::{Flight, Loaded},
+    },
 };
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
@@ -66,6 +69,8 @@ pub enum Owed {
     Raw,
     /// It is counted and dropped (CLIENT REPLY OFF, requests of keyfence's own).
     Dropped,
+    /// It is that of a script, and dropped.
+    Unheard(Flight),
     /// It is dropped and these bytes are passed.
     Instead(Bytes),
     /// There is none: these bytes wait here for the replies before them.
@@ -452,7 +457,16 @@ impl Conn {
                         waiter.owed = Owed::Local(Bytes::new());
                     }
                     Owed::Dropped => {}
-                    _ => client.append(|out| (0..waiter.count).for_each(|_| resp::put_error(out, line.as_bytes()))),
+                    Owed::Unheard(flight) => waiter.owed = Owed::Unheard(flight),
+                    owed => {
+                        // A script may run all the same.
+                        if let Owed::Rewritten(mut machine) = owed
+                            && let Some(flight) = machine.take_flight()
+                        {
+                            waiter.owed = Owed::Unheard(flight);
+                        }
+                        client.append(|out| (0..waiter.count).for_each(|_| resp::put_error(out, line.as_bytes())));
+                    }
                 }
                 client.settle(waiter.count);
                 client.queue(&mut touched);
@@ -512,14 +526,14 @@ impl Conn {
             // Half of the first reply may have gone out; a client that has it cannot be told anything any more.
             if let Some(mark) = begun.take()
                 && i == 0
-                && !matches!(waiter.owed, Owed::Dropped | Owed::Instead(_))
+                && !matches!(waiter.owed, Owed::Dropped | Owed::Unheard(_) | Owed::Instead(_))
                 && !client.retract(mark)
             {
                 client.abandon();
             }
             let text = if i == 0 || matches!(error, UpstreamError::Unreachable(_)) { &line } else { &lost };
             client.append(|out| match &waiter.owed {
-                Owed::Dropped | Owed::Number => {}
+                Owed::Dropped | Owed::Unheard(_) | Owed::Number => {}
                 Owed::Local(bytes) => {
                     out.extend_from_slice(bytes);
                 }

@@ -43,7 +43,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
     ("net", &[]),
-    ("plane", &["directory", "tenant", "upstream", "worker"]),
+    ("plane", &["directory", "scripts", "tenant", "upstream", "worker"]),
     (
         "proxy",
         &[

@@ -4,11 +4,11 @@
 use std::{
     borrow::Cow,
     cell::{Cell, RefCell},
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fmt,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -24,43 +24,84 @@ pub type Loaded = Rc<RefCell<HashSet<Sha>>>;
 /// Most scripts remembered of one connection.
 const LOADED: usize = 4096;
 
-/// Scripts of one tenant that were sent, answered, and lost with their connection; see [`Flight`].
+/// The scripts of one tenant that were sent and may be running, see [`Flight`].
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Sent upstream.
-    pub sent: AtomicU64,
-    /// Of those, no longer waited for.
-    pub done: AtomicU64,
-    /// Of those, never answered: they may still be running. Set back once the upstream is seen to run nothing.
-    pub lost: AtomicU64,
+    flying: Mutex<Flying>,
+    /// Never answered, their connection having ended: they may still be running, until the upstream is seen to run nothing.
+    lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Flying {
+    /// Number of the next one.
+    next: u64,
+    numbers: BTreeSet<u64>,
+}
+
+impl Counters {
+    fn flying(&self) -> MutexGuard<'_, Flying> {
+        self.flying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that those sent so far are below, and those to come are not.
+    pub fn mark(&self) -> u64 {
+        self.flying().next
+    }
+
+    /// Whether one sent before `mark` was taken is not answered yet.
+    pub fn flies(&self, mark: u64) -> bool {
+        self.flying().numbers.first().is_some_and(|oldest| *oldest < mark)
+    }
+
+    /// How many were lost.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// So many of those that were lost have ended.
+    pub fn ended(&self, count: u64) {
+        let _ = self.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lost| Some(lost.saturating_sub(count)));
+    }
+
+    /// Whether any may be running.
+    pub fn any(&self) -> bool {
+        self.lost() > 0 || self.flies(u64::MAX)
+    }
 }
 
 /// One script, or one transaction with scripts, on its way.
 #[derive(Debug)]
 pub struct Flight {
     counters: Arc<Counters>,
-    answered: Cell<bool>,
+    number: u64,
+    answered: bool,
 }
 
 impl Flight {
     /// It is being sent.
     pub fn begin(counters: &Arc<Counters>) -> Self {
-        counters.sent.fetch_add(1, Ordering::Relaxed);
-        Self { counters: Arc::clone(counters), answered: Cell::new(false) }
+        let mut flying = counters.flying();
+        let number = flying.next;
+        flying.next += 1;
+        flying.numbers.insert(number);
+        drop(flying);
+        Self { counters: Arc::clone(counters), number, answered: false }
     }
 
-    /// Its reply has come whole.
-    pub fn land(&self) {
-        self.answered.set(true);
+    /// Its reply has begun to come, so that it has ended: the server sends nothing of it before.
+    pub fn land(mut self) {
+        self.answered = true;
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.counters.done.fetch_add(1, Ordering::Relaxed);
-        if !self.answered.get() {
+        // Lost before it flies no more: whoever looks at both finds it in one of them.
+        if !self.answered {
             self.counters.lost.fetch_add(1, Ordering::Relaxed);
         }
+        self.counters.flying().numbers.remove(&self.number);
     }
 }
 
@@ -92,6 +133,9 @@ impl PartialEq for Script {
         self.ours == other.ours && self.theirs == other.theirs
     }
 }
+
+/// What a server says to an EVALSHA of a script it does not know.
+const MISSING: &[u8] = b"-NOSCRIPT No matching script. Please use EVAL.";
 
 /// Errors that are told before a script is compiled, or because it could not be; a script may use the same words, and is then taken for
 /// one that was not compiled, which costs its next EVALSHA a NOSCRIPT.
@@ -129,13 +173,14 @@ impl Script {
 
     /// What of the error `line`, which begins with `-` and has no CRLF, is passed on; `None`: nothing.
     pub(super) fn error(&self, line: &[u8]) -> Option<Vec<u8>> {
-        // The server's own words: a script may have a NOSCRIPT of its own, and must not run twice for it.
-        if line.starts_with(b"-NOSCRIPT No matching script")
-            && self.loaded.borrow_mut().remove(&self.ours)
-            && let Some(missing) = &self.missing
-        {
-            missing.set(true);
-            return None;
+        // The server's own words: a script may have a NOSCRIPT of its own, and must not run twice for it. Others on this connection may have
+        // been told before.
+        if line == MISSING {
+            self.loaded.borrow_mut().remove(&self.ours);
+            if let Some(missing) = &self.missing {
+                missing.set(true);
+                return None;
+            }
         }
         // Of the upstream's own affairs, and not the script's.
         if OTHERS.iter().any(|begin| line.starts_with(begin)) {
@@ -229,20 +274,31 @@ mod tests {
         script.ran();
         assert_eq!(script.error(b"-NOSCRIPT No matching script. Please use EVAL."), None);
         assert!(missing.get() && script.loaded.borrow().is_empty());
+        // Whoever else waits on the same connection is told, too.
+        missing.set(false);
+        assert_eq!(script.error(MISSING), None);
+        assert!(missing.get());
         // A script that says so itself is not sent again.
         script.ran();
-        assert!(script.error(b"-NOSCRIPT my own words").is_some());
+        for own in ["-NOSCRIPT my own words", "-NOSCRIPT No matching script. Please use EVAL. Mine."] {
+            assert!(script.error(own.as_bytes()).is_some());
+        }
     }
 
     #[test]
-    fn flights_are_counted() {
+    fn flights_are_known_until_they_land() {
         let counters = Arc::<Counters>::default();
-        let count = || [&counters.sent, &counters.done, &counters.lost].map(|n| n.load(Ordering::Relaxed));
-        let (one, two) = (Flight::begin(&counters), Flight::begin(&counters));
-        assert_eq!(count(), [2, 0, 0]);
-        one.land();
-        drop(one);
-        drop(two);
-        assert_eq!(count(), [2, 2, 1]);
+        let first = Flight::begin(&counters);
+        let mark = counters.mark();
+        let later = Flight::begin(&counters);
+        // That one sent later has been answered says nothing of those before it.
+        later.land();
+        assert!(counters.flies(mark) && !counters.flies(0) && counters.any());
+        first.land();
+        assert!(!counters.flies(mark) && !counters.any());
+        drop(Flight::begin(&counters));
+        assert!(counters.lost() == 1 && !counters.flies(u64::MAX) && counters.any());
+        counters.ended(1);
+        assert!(!counters.any());
     }
 }

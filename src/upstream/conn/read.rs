@@ -210,7 +210,13 @@ impl Conn {
                     settle(waiter.client.as_ref(), 1);
                     true
                 }
-                Owed::Raw | Owed::Dropped => {
+                Owed::Raw | Owed::Dropped | Owed::Unheard(_) => {
+                    if matches!(waiter.owed, Owed::Unheard(_))
+                        && at < buf.len()
+                        && let Owed::Unheard(flight) = std::mem::replace(&mut waiter.owed, Owed::Dropped)
+                    {
+                        flight.land();
+                    }
                     let client = waiter.client.as_ref().filter(|_| matches!(waiter.owed, Owed::Raw));
                     let passed = raw(buf, at, reading, waiter.count, client, written);
                     at = passed.at;

@@ -226,6 +226,51 @@ fn s7_s9_a_script_is_killed_by_its_own_tenant_only() {
 }
 
 #[test]
+fn s7_a_script_that_nobody_hears_of_is_its_own_tenants() {
+    for transaction in [false, true] {
+        let world = impatient();
+        let (mut a, mut b, mut b2) = (world.tenant("a"), world.tenant("b"), world.tenant("b"));
+        let eval = crate::support::wire::command(&[&b"EVAL"[..], ENDLESS, b"0"]);
+        let quiet = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$3\r\nOFF\r\n";
+        let (multi, exec) = (b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n");
+        b.client().send(quiet);
+        if transaction {
+            b.client().send(&[&multi[..], &eval, exec].concat());
+        } else {
+            b.client().send(&eval);
+        }
+        wait_until_busy(&world);
+        // The attacker has one under way, too.
+        let mut a2 = world.tenant("a");
+        a2.client().send(&eval);
+        let reply = show(&a.client().call(&[b"SCRIPT", b"KILL"]));
+        assert_eq!(reply, "-NOTBUSY No scripts in execution right now.\\r\\n", "{transaction}");
+        let busy = show(&a2.client().reply());
+        assert!(busy.starts_with("-BUSY"), "{busy}");
+        assert_eq!(b2.client().call(&[b"SCRIPT", b"KILL"]), b"+OK\r\n", "{transaction}");
+        assert_eq!(b2.say("SET free 1"), "+OK");
+    }
+}
+
+#[test]
+fn s7_a_reply_that_is_not_read_is_no_script_that_runs() {
+    let world = impatient();
+    let (mut a, mut b, mut b2) = (world.tenant("a"), world.tenant("b"), world.tenant("b"));
+    // More than any buffer on the way holds.
+    let large = b"return string.rep('x', 60000000)";
+    a.client().send(&crate::support::wire::command(&[&b"EVAL"[..], large, b"0"]));
+    // It has run once the first byte is there.
+    assert_eq!(a.client().stream().peek(&mut [0]).expect("the reply begins"), 1);
+    b.client().send(&crate::support::wire::command(&[&b"EVAL"[..], ENDLESS, b"0"]));
+    wait_until_busy(&world);
+    let reply = show(&world.tenant("a").client().call(&[b"SCRIPT", b"KILL"]));
+    assert_eq!(reply, "-NOTBUSY No scripts in execution right now.\\r\\n");
+    assert_eq!(b2.client().call(&[b"SCRIPT", b"KILL"]), b"+OK\r\n");
+    let killed = show(&b.client().reply());
+    assert!(killed.contains("Script killed by user"), "{killed}");
+}
+
+#[test]
 fn s9_a_script_that_has_written_is_not_killed() {
     let mut world = impatient();
     let (mut a, mut a2) = (world.tenant("a"), world.tenant("a"));

@@ -101,6 +101,25 @@ fn an_upstream_that_was_flushed_gets_its_scripts_again() {
 }
 
 #[test]
+fn nobody_on_a_shared_connection_hears_that_the_upstream_was_flushed() {
+    let upstream = Redis::start();
+    let fence = Fence::start(&upstream);
+    let mut clients: Vec<_> = (0..48).map(|_| fence.client()).collect();
+    let eval = command(&["EVAL", "return redis.call('INCR', KEYS[1])", "1", "n"]);
+    let mut sum = 0;
+    for _ in 0..8 {
+        is!(upstream.client(), ["SCRIPT", "FLUSH"], "+OK\r\n");
+        clients.iter_mut().for_each(|client| client.send(&eval));
+        for client in &mut clients {
+            let reply = show(&client.reply());
+            assert!(reply.starts_with(':'), "{reply}");
+            sum += 1;
+        }
+    }
+    is!(clients[0], ["GET", "n"], format!("${}\r\n{sum}\r\n", sum.to_string().len()));
+}
+
+#[test]
 fn an_upstream_that_was_restarted_gets_its_scripts_again() {
     let mut upstream = Redis::start();
     let fence = Fence::start(&upstream);
