@@ -82,6 +82,16 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
         None => row("  keyspace events", "", "the upstream does not say whether it sends any".into()),
     }
     scripts(config, apart, &mut row);
+    if apart == Some(true) && dies_of_empty_errors(&facts.server, &facts.version) {
+        row(
+            "  error({})",
+            "warn",
+            format!(
+                "a script may end {} {} with it, unless the distribution has mended that: it cannot be tried",
+                facts.server, facts.version
+            ),
+        );
+    }
     row("functions", "no", "not served by this version: -NOPERM".into());
     row("tier", "no", "not served by this version".into());
     Ok(out)
@@ -156,8 +166,45 @@ fn at_least(version: &str, major: u32) -> bool {
     version.split('.').next().and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= major)
 }
 
+/// Whether a server of this version may end when a script raises an empty table (<https://github.com/redis/redis/pull/14163>,
+/// <https://github.com/valkey-io/valkey/pull/2229>), as far as its number tells. Redis 7.4.6 and Valkey 7.2.11 name the fix in their notes.
+fn dies_of_empty_errors(server: &str, version: &str) -> bool {
+    let mut parts = version.split('.').map_while(|n| n.parse::<u32>().ok());
+    let mut part = || parts.next().unwrap_or(0);
+    let version = (part(), part(), part());
+    match server {
+        "redis" => ((7, 0, 0)..(7, 4, 6)).contains(&version) || ((8, 0, 0)..(8, 0, 4)).contains(&version),
+        "valkey" => version < (7, 2, 11) || ((8, 0, 0)..(8, 1, 4)).contains(&version),
+        _ => false,
+    }
+}
+
 fn first(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN { format!("{shown}, …") } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_dies_of_an_empty_error_is_told_by_its_version() {
+        for (server, version, dies) in [
+            ("redis", "6.2.20", false),
+            ("redis", "7.0.15", true),
+            ("redis", "7.4.5", true),
+            ("redis", "7.4.6", false),
+            ("redis", "8.0.3", true),
+            ("redis", "8.2.0", false),
+            ("valkey", "7.2.10", true),
+            ("valkey", "7.2.11", false),
+            ("valkey", "8.1.2", true),
+            ("valkey", "9.0.0", false),
+            ("other", "7.0.0", false),
+        ] {
+            assert_eq!(dies_of_empty_errors(server, version), dies, "{server} {version}");
+        }
+    }
 }

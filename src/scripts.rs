@@ -22,6 +22,8 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use tokio::time::Instant;
+
 use crate::{
     command::{self, Args, Row, Slot, walk},
     error::UpstreamError,
@@ -45,6 +47,8 @@ use store::{Entry, LONGEST, Own};
 const MAX_BULK: usize = 512 * 1024 * 1024;
 /// Redis's answer to an EVALSHA of a script it does not know.
 const NOSCRIPT: &str = "NOSCRIPT No matching script. Please use EVAL.";
+/// Said of a script that its tenant did not have, past the rate of these.
+const TOO_NEW: &str = "BUSY too many new scripts: give what differs from one to the next as arguments, or wait";
 
 /// What is said of SCRIPT, of what is served.
 const HELP: &[&str] = &[
@@ -176,7 +180,8 @@ fn named(s: &mut Session, row: &Row, args: &Args<'_>) -> Named {
         if source.len() > LONGEST {
             return Named::Unknown(format!("ERR the script is longer than {LONGEST} bytes"));
         }
-        return Named::Script(own.add(source, || wrapped(s, source)));
+        let wrap = || Some(wrapped(s, source)).filter(|wrapped| own.admits(wrapped.len(), Instant::now()));
+        return own.add(source, wrap).map_or_else(|| Named::Unknown(TOO_NEW.to_owned()), Named::Script);
     }
     match digits(args.at(1)).map(|sha| own.find(&sha)) {
         Some(Some(entry)) if entry.compiled() => Named::Script(entry),

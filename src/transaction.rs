@@ -384,12 +384,15 @@ fn keep(s: &mut Session, row: &Row, frame: &[u8], spans: &[Span], placeholder: O
 /// An open transaction has come to a script, and is queued on the connection of the user who may run none, since it might have come to
 /// something else: it is discarded there and queued again as the user who may. `None`: done.
 pub fn move_to_data(s: &mut Session) -> Option<Flow> {
-    const REFUSED: &str =
-        "NOPERM a script in a transaction needs one without WATCH and of 256 KiB at the most before it";
+    const WATCHED: &str = "NOPERM a script in a transaction needs one without WATCH";
+    const SELECTED: &str = "NOPERM a script in a transaction needs one without SELECT before it: select before MULTI";
+    const TOO_MUCH: &str = "NOPERM a script in a transaction needs one with 256 KiB at the most before it";
     let (queued, kept) = s.tx.as_ref().map_or((0, 0), |tx| (tx.rules.len(), tx.replay.len()));
     let select = s.tx.as_ref().is_some_and(|tx| tx.select.is_some());
-    if s.watched > 0 || queued != kept || select {
-        return Some(s.refuse(REFUSED));
+    for (holds, why) in [(s.watched > 0, WATCHED), (select, SELECTED), (queued != kept, TOO_MUCH)] {
+        if holds {
+            return Some(s.refuse(why));
+        }
     }
     if s.down.in_flight() > 0 {
         return Some(Flow::Again(Until::Drained));
@@ -397,7 +400,9 @@ pub fn move_to_data(s: &mut Session) -> Option<Flow> {
     if let Err(error) = s.pin_data() {
         return Some(s.refuse(error.to_line()));
     }
-    let (Some(own), Some(tx)) = (&s.own, &mut s.tx) else { return Some(s.refuse(REFUSED)) };
+    let (Some(own), Some(tx)) = (&s.own, &mut s.tx) else {
+        return Some(s.refuse(UpstreamError::Lost.to_line()));
+    };
     own.send_own(b"*1\r\n$5\r\nMULTI\r\n");
     tx.replay.drain(..).for_each(|frame| own.send_own(&frame));
     None

@@ -12,6 +12,7 @@ for i=1,#K do
   A[u]=k
 end
 local M={__index=R,__newindex=R<SEEDS>}
+<CJSON>
 -- redis.pcall
 local function f(a,b,...)
   local k=A[b]

@@ -27,6 +27,26 @@ const SEEDS: usize = 24;
 /// Most lines on which a `return redis.call(…)` is remembered.
 const TAILS: usize = 64;
 
+/// The settings of cjson as a server starts with them. Every script upstream shares them, so whoever uses it sets them first; a server that
+/// lacks one is asked for a type instead.
+static CJSON: LazyLock<String> = LazyLock::new(|| {
+    let mut code = String::from("do local J=rawget(_G,'cjson') or M");
+    for (name, arguments) in [
+        ("encode_sparse_array", "false,2,10"),
+        ("encode_max_depth", "1000"),
+        ("decode_max_depth", "1000"),
+        ("encode_number_precision", "14"),
+        ("encode_keep_buffer", "true"),
+        ("encode_invalid_numbers", "false"),
+        ("decode_invalid_numbers", "true"),
+        ("decode_array_with_array_mt", "false"),
+    ] {
+        let _ = write!(code, ";(J.{name} or T)({arguments})");
+    }
+    code.push_str(" end");
+    code
+});
+
 /// What a script is wrapped for.
 #[derive(Clone, Copy, Debug)]
 pub struct World<'a> {
@@ -97,6 +117,7 @@ fn filled(name: &str, body: &[u8], line: u32, world: &World<'_>, has: &impl Fn(&
         "ACL" if mentions("acl_check_cmd") => {
             ",acl_check_cmd=function(...) if not M[1] then f() end return M[1](R.acl_check_cmd,...) end".into()
         }
+        "CJSON" if mentions("cjson") => CJSON.as_str().into(),
         "UNKNOWN" if !world.walled => {
             "do return {err=\"ERR The user executing the script can't run this command or subcommand\"} end".into()
         }

@@ -13,13 +13,24 @@ use std::{
 
 use dashmap::DashMap;
 use sha1::{Digest as _, Sha1};
+use tokio::time::Instant;
 
-use crate::rewrite::reply::script::{Counters, Sha};
+use crate::{
+    rewrite::reply::script::{Counters, Sha},
+    tenant::limits::Bucket,
+};
 
 /// Most scripts of one tenant; with more, the one unused for longest goes.
 const COUNT: usize = 2000;
 /// Most bytes of all scripts of one tenant, as they are upstream.
 const BYTES: usize = 16 * 1024 * 1024;
+/// How many new ones a tenant may bring at once, and per second after that: a server before 7.4 forgets none, so that whoever writes values into
+/// his source fills its memory (isolation.md S10). Applications have some dozens.
+const NEW: u64 = 500;
+const NEW_PER_SECOND: u64 = 1;
+/// The same in bytes, as they are upstream.
+const NEW_BYTES: u64 = 8 * 1024 * 1024;
+const NEW_BYTES_PER_SECOND: u64 = 16 * 1024;
 /// Most bytes of one script.
 pub const LONGEST: usize = 1024 * 1024;
 
@@ -66,6 +77,9 @@ struct Table {
 #[derive(Debug)]
 pub struct Own {
     table: Mutex<Table>,
+    /// Scripts that it did not have, and their bytes.
+    new: Bucket,
+    new_bytes: Bucket,
     /// What is on its way.
     pub counters: Arc<Counters>,
     /// The tenant's name.
@@ -76,7 +90,14 @@ pub struct Own {
 
 impl Own {
     fn new(tenant: &str, site: usize) -> Self {
-        Self { table: Mutex::default(), counters: Arc::default(), tenant: tenant.into(), site }
+        Self {
+            table: Mutex::default(),
+            new: Bucket::new(NEW_PER_SECOND, NEW),
+            new_bytes: Bucket::new(NEW_BYTES_PER_SECOND, NEW_BYTES),
+            counters: Arc::default(),
+            tenant: tenant.into(),
+            site,
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -93,13 +114,14 @@ impl Own {
         Some(Arc::clone(entry))
     }
 
-    /// The script with this source, added if it is new; `wrap` makes what is sent upstream of it.
-    pub fn add(&self, source: &[u8], wrap: impl FnOnce() -> Vec<u8>) -> Arc<Entry> {
+    /// The script with this source, added if it is new; `wrap` makes what is sent upstream of it, and is not asked for one that is known.
+    /// `None`: it makes nothing.
+    pub fn add(&self, source: &[u8], wrap: impl FnOnce() -> Option<Vec<u8>>) -> Option<Arc<Entry>> {
         let theirs = sha(source);
         if let Some(entry) = self.find(&theirs) {
-            return entry;
+            return Some(entry);
         }
-        let wrapped = wrap();
+        let wrapped = wrap()?;
         let entry = Arc::new(Entry { theirs, ours: sha(&wrapped), wrapped, compiled: Arc::default() });
         let mut table = self.table();
         table.clock += 1;
@@ -113,7 +135,12 @@ impl Own {
             let Some((gone, _)) = oldest.and_then(|sha| table.scripts.remove(&sha)) else { break };
             table.bytes -= gone.wrapped.len();
         }
-        entry
+        Some(entry)
+    }
+
+    /// Whether one more script of `bytes`, as it is upstream, may come; then it is counted.
+    pub fn admits(&self, bytes: usize, now: Instant) -> bool {
+        self.new.take(1, now).is_ok() && self.new_bytes.take(bytes as u64, now).is_ok()
     }
 
     /// Forgets them all.
@@ -165,6 +192,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::rewrite::reply::script::Flight;
 
@@ -176,20 +205,33 @@ mod tests {
     #[test]
     fn s10_the_table_is_bounded_and_the_unused_go_first() {
         let own = Own::new("t", 0);
-        let first = own.add(b"first", || b"w".to_vec());
+        let first = own.add(b"first", || Some(b"w".to_vec())).expect("it is new");
         for i in 0..COUNT {
-            own.add(format!("s{i}").as_bytes(), || format!("w{i}").into_bytes());
+            own.add(format!("s{i}").as_bytes(), || Some(format!("w{i}").into_bytes()));
             assert!(own.find(&first.theirs).is_some());
         }
         assert_eq!(own.size().0, COUNT);
         assert!(own.find(&sha(b"s0")).is_none() && own.find(&sha(b"s1")).is_some());
         for i in 0..40 {
-            own.add(format!("long{i}").as_bytes(), || vec![0; LONGEST]);
+            own.add(format!("long{i}").as_bytes(), || Some(vec![0; LONGEST]));
         }
         assert!(own.size().1 <= BYTES);
         own.clear();
         assert_eq!(own.size(), (0, 0));
         assert!(own.find(&first.theirs).is_none());
+    }
+
+    #[test]
+    fn s10_new_scripts_come_at_a_rate() {
+        let own = Own::new("t", 0);
+        let start = Instant::now() + Duration::from_secs(3600);
+        let admitted = |now, bytes| (0..2000).filter(|_| own.admits(bytes, now)).count() as u64;
+        assert_eq!([admitted(start, 0), admitted(start, 0)], [NEW, 0]);
+        own.clear();
+        assert_eq!(admitted(start + Duration::from_secs(60), 0), 60 * NEW_PER_SECOND);
+        // Few, but large.
+        let later = start + Duration::from_secs(3600);
+        assert_eq!(admitted(later, LONGEST), NEW_BYTES / LONGEST as u64);
     }
 
     #[test]

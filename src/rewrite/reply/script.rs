@@ -134,8 +134,8 @@ impl PartialEq for Script {
     }
 }
 
-/// What a server says to an EVALSHA of a script it does not know.
-const MISSING: &[u8] = b"-NOSCRIPT No matching script. Please use EVAL.";
+/// What servers say to an EVALSHA of a script they do not know.
+const MISSING: [&[u8]; 2] = [b"-NOSCRIPT No matching script. Please use EVAL.", b"-NOSCRIPT No matching script."];
 
 /// Errors that are told before a script is compiled, or because it could not be; a script may use the same words, and is then taken for
 /// one that was not compiled, which costs its next EVALSHA a NOSCRIPT.
@@ -175,7 +175,7 @@ impl Script {
     pub(super) fn error(&self, line: &[u8]) -> Option<Vec<u8>> {
         // The server's own words: a script may have a NOSCRIPT of its own, and must not run twice for it. Others on this connection may have
         // been told before.
-        if line == MISSING {
+        if MISSING.contains(&line) {
             self.loaded.borrow_mut().remove(&self.ours);
             if let Some(missing) = &self.missing {
                 missing.set(true);
@@ -276,7 +276,7 @@ mod tests {
         assert!(missing.get() && script.loaded.borrow().is_empty());
         // Whoever else waits on the same connection is told, too.
         missing.set(false);
-        assert_eq!(script.error(MISSING), None);
+        assert_eq!(script.error(MISSING[0]), None);
         assert!(missing.get());
         // A script that says so itself is not sent again.
         script.ran();

@@ -39,7 +39,8 @@ const SUSPECTS: &[(&str, &[&str])] = &[
 ];
 
 /// Names of the tables that all scripts share and this one can alter: with any of them the scripts of one tenant run in those of another.
-/// A field that nobody has is set and taken away again.
+/// A field that nobody has is set and taken away again. So they do with `setfenv`, which gives the state that all scripts run in other globals, and
+/// `newproxy`, whose finalizers may run in the midst of another tenant's script, as its user. `getfenv` only shows what `_G` does.
 const SHARED_TABLES: &str = "\
 local open = {}
 for _, name in ipairs({'_G', 'string', 'table', 'math', 'redis', 'cjson', 'cmsgpack', 'bit', 'struct', 'metatable'}) do
@@ -56,6 +57,9 @@ for _, name in ipairs({'_G', 'string', 'table', 'math', 'redis', 'cjson', 'cmsgp
       open[#open + 1] = name
     end
   end
+end
+for _, name in ipairs({'setfenv', 'newproxy'}) do
+  if rawget(_G, name) ~= nil then open[#open + 1] = name end
 end
 return open";
 

@@ -142,6 +142,22 @@ fn s4_shared_tables_cannot_be_altered() {
 }
 
 #[test]
+fn s4_the_settings_of_cjson_are_each_scripts_own() {
+    let world = World::new("require");
+    let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+    let uses = b"local function able(...) return tostring((pcall(...))) end \
+                 return {cjson.encode({1.23456789}), able(cjson.decode, '[[1]]'), able(cjson.encode, {[1] = 1, [30] = 2}), \
+                 able(cjson.encode, 1 / 0)}";
+    let wanted = "*4|$12|[1.23456789]|$4|true|$5|false|$5|false";
+    assert_eq!(b.args(&[b"EVAL", uses, b"0"]), wanted);
+    let poison =
+        b"local j = _G['cj' .. 'son'] j.encode_number_precision(1) j.decode_max_depth(1) j.encode_max_depth(1) \
+                   j.encode_sparse_array(true, 0, 0) j.encode_invalid_numbers(true) j.decode_invalid_numbers(false)";
+    assert_eq!(a.args(&[b"EVAL", poison, b"0"]), "$-1");
+    assert_eq!(b.args(&[b"EVAL", uses, b"0"]), wanted);
+}
+
+#[test]
 fn s6_scripts_of_others_are_not_there() {
     let world = World::new("require");
     let (mut a, mut b, mut upstream) = (world.tenant("a"), world.tenant("b"), world.upstream());
@@ -316,6 +332,31 @@ fn s10_a_script_has_a_longest_length() {
 }
 
 #[test]
+fn s10_new_scripts_without_end_are_refused_and_known_ones_are_not() {
+    let world = World::new("require");
+    let (mut a, mut b) = (world.tenant("a"), world.tenant("b"));
+    let mut refused = None;
+    // More than come free again while this runs.
+    for i in 0..3000 {
+        let reply = a.args(&[b"EVAL", format!("return {i}").as_bytes(), b"0"]);
+        if reply != format!(":{i}") {
+            refused = Some((i, reply));
+            break;
+        }
+    }
+    let (count, reply) = refused.expect("an end");
+    assert!(count >= 500 && reply.starts_with("-BUSY too many new scripts"), "{count} {reply}");
+    for known in [0, count - 1] {
+        assert_eq!(a.args(&[b"EVAL", format!("return {known}").as_bytes(), b"0"]), format!(":{known}"));
+    }
+    // Forgetting them brings no new ones.
+    assert_eq!(a.say("SCRIPT FLUSH"), "+OK");
+    let fresh = (0..3000).map(|i| a.args(&[b"SCRIPT", b"LOAD", format!("return 'fresh {i}'").as_bytes()]));
+    assert!(fresh.take_while(|reply| reply.starts_with('$')).count() < 3000);
+    assert_eq!(b.args(&[b"EVAL", b"return 1", b"0"]), ":1");
+}
+
+#[test]
 fn s11_names_come_back_without_the_prefix() {
     attack(|a, _| {
         for source in [
@@ -400,6 +441,21 @@ fn what_is_denied_outside_is_denied_inside() {
         assert!(!reply.starts_with("-ERR The user"), "{source}: {reply}");
     }
     assert_eq!(a.args(&[b"EVAL", b"return redis.call('SET', 'k', 'v')", b"0"]), "+OK");
+    let silent = |allow: &str| {
+        let world = with(&format!("[tenants.a]\npasswords = [\"pa\"]\ncommands = {{ {allow} }}"));
+        let mut a = world.tenant("a");
+        for call in ["call('PUBLISH', 'c', 'x')", "call('SPUBLISH', 'c', 'x')", "pcall('publish', 'a:c', 'x')"] {
+            for redis in ["redis", "_G.redis"] {
+                let source = format!("return {redis}.{call}");
+                let reply = a.args(&[b"EVAL", source.as_bytes(), b"0"]);
+                assert!(reply.starts_with("-ERR The user executing the script can't"), "{allow}: {source}: {reply}");
+            }
+        }
+    };
+    silent("deny = [\"publish\", \"spublish\"]");
+    silent("deny = [\"@pubsub\"]");
+    silent("allow = [\"get\", \"eval\"]");
+    assert_eq!(b.args(&[b"EVAL", b"return redis.call('PUBLISH', 'c', 'x')", b"0"]), ":0");
     let world = with("[tenants.a]\npasswords = [\"pa\"]\ncommands = { allow = [\"get\", \"eval\"] }");
     let mut a = world.tenant("a");
     assert_eq!(a.args(&[b"EVAL", b"return redis.call('GET', 'k')", b"0"]), "$-1");

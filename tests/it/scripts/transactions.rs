@@ -112,6 +112,24 @@ fn a_watch_is_kept_while_scripts_run() {
 }
 
 #[test]
+fn what_keeps_a_script_out_of_a_transaction_is_said() {
+    let upstream = Redis::start();
+    let fence = Fence::start(&upstream);
+    let mut client = fence.client();
+    let large = "v".repeat(300 * 1024);
+    for (before, why) in [
+        (&["SELECT", "1"][..], "without SELECT before it"),
+        (&["SET", "k", &large], "with 256 KiB at the most before it"),
+    ] {
+        is!(client, ["MULTI"], "+OK\r\n");
+        assert_eq!(client.ask(&command(before)), b"+QUEUED\r\n");
+        let reply = show(&call!(client, "EVAL", "return 1", "0"));
+        assert!(reply.starts_with("-NOPERM a script in a transaction needs one ") && reply.contains(why), "{reply}");
+        is!(client, ["EXEC"], "-EXECABORT Transaction discarded because of previous errors.\r\n");
+    }
+}
+
+#[test]
 fn a_script_after_a_blocking_command_and_before_one() {
     let upstream = Redis::start();
     let fence = Fence::start(&upstream);
