@@ -176,7 +176,7 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     }
     // What changes a session's state, or waits, takes the ordinary path, and so does what has to be seen whole to be refused.
     if row.class == Class::Keyless
-        || (s.sub.is_some() || s.tenant.subscriptions.behind()) && pubsub::is_one(row)
+        || (s.sub.is_some() || s.tenant.subscriptions.behind() || args.len() < 2) && pubsub::is_one(row)
         || row.conn != ConnNeed::Any
         || proxy::needs_other_user(s, row)
         || command::keys::refused_by_value(row)
@@ -185,6 +185,9 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     }
     if !s.facts(|f| f.has(row)) {
         return refused(command::unknown_command_error(&args));
+    }
+    if let Err(error) = pubsub::may_publish(s, row, &args) {
+        return refused(error);
     }
     if let command::Keys::Range { first, step, .. } = row.keys
         && step > 1

@@ -2,19 +2,26 @@
 
 /// Whether `pattern` (`* ? [a-z] [^x] \c`) matches all of `text`.
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    let mut work = usize::MAX;
+    matches_within(pattern, text, &mut work) == Some(true)
+}
+
+/// As [`matches`], in no more than `work` steps, each the comparison of one byte; those taken are subtracted. `None`: they did not suffice.
+pub fn matches_within(pattern: &[u8], text: &[u8], work: &mut usize) -> Option<bool> {
     let (mut p, mut t) = (0, 0);
     // Where to go on after the last star: behind it in the pattern, and how much of the text it has eaten.
     let mut star: Option<(usize, usize)> = None;
     loop {
+        *work = work.checked_sub(1)?;
         if pattern.get(p) == Some(&b'*') {
             p += 1;
             star = Some((p, t));
             continue;
         }
         if t == text.len() && p == pattern.len() {
-            return true;
+            return Some(true);
         }
-        if let Some(next) = one(pattern, p, text.get(t).copied()) {
+        if let Some(next) = one(pattern, p, text.get(t).copied(), work) {
             p = next;
             t += 1;
             continue;
@@ -24,7 +31,7 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
                 *eaten += 1;
                 (p, t) = (*behind, *eaten);
             }
-            _ => return false,
+            _ => return Some(false),
         }
     }
 }
@@ -42,21 +49,22 @@ pub fn escape(text: &[u8]) -> Vec<u8> {
 }
 
 /// Matches one byte against the element at `p`: where the pattern goes on.
-fn one(pattern: &[u8], p: usize, c: Option<u8>) -> Option<usize> {
+fn one(pattern: &[u8], p: usize, c: Option<u8>, work: &mut usize) -> Option<usize> {
     let c = c?;
     match *pattern.get(p)? {
         b'?' => Some(p + 1),
-        b'[' => class(pattern, p + 1, c),
+        b'[' => class(pattern, p + 1, c, work),
         b'\\' if p + 1 < pattern.len() => (pattern[p + 1] == c).then_some(p + 2),
         literal => (literal == c).then_some(p + 1),
     }
 }
 
-fn class(pattern: &[u8], mut p: usize, c: u8) -> Option<usize> {
+fn class(pattern: &[u8], mut p: usize, c: u8, work: &mut usize) -> Option<usize> {
     let not = pattern.get(p) == Some(&b'^');
     p += usize::from(not);
     let mut hit = false;
     loop {
+        *work = work.saturating_sub(1);
         match pattern.get(p) {
             // An unclosed class ends with the pattern.
             None => return (hit != not).then_some(p),
@@ -80,7 +88,7 @@ fn class(pattern: &[u8], mut p: usize, c: u8) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{escape, matches};
+    use super::{escape, matches, matches_within};
 
     #[test]
     fn as_redis_matches() {
@@ -110,6 +118,18 @@ mod tests {
     #[test]
     fn e3_a_pattern_bomb_is_harmless() {
         assert!(!matches(&[&b"a*".repeat(1000)[..], b"b"].concat(), &b"a".repeat(3000)));
+    }
+
+    #[test]
+    fn e3_matching_ends_with_its_budget() {
+        let costly = [&b"*"[..], &b"a".repeat(4000), b"b"].concat();
+        let mut work = 1_000_000;
+        assert_eq!((matches_within(&costly, &b"a".repeat(100_000), &mut work), work), (None, 0));
+        let class = [&b"*["[..], &b"b".repeat(4000), b"]"].concat();
+        let mut work = 1_000_000;
+        assert_eq!((matches_within(&class, &b"a".repeat(100_000), &mut work), work), (None, 0));
+        let mut work = 10;
+        assert_eq!((matches_within(b"a?c", b"abc", &mut work), work), (Some(true), 6));
     }
 
     #[test]

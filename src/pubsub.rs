@@ -15,11 +15,14 @@ use crate::{
     command::{self, Args, ConnNeed, Flags, Row, Span},
     error::UpstreamError,
     local, proxy,
-    resp::{Proto, Value},
-    rewrite::{self, reply::Rule},
+    resp::{self, Proto, Value},
+    rewrite::{
+        self,
+        reply::{Rule, Unprefix},
+    },
     session::{Flow, Session, Until},
-    tenant::subscriptions::{PATTERNS_PER_TENANT, PER_TENANT, Space, cost},
-    upstream::Site,
+    tenant::subscriptions::{Listing, MATCHING, PATTERNS_PER_TENANT, PER_TENANT, Space, TooCostly, cost},
+    upstream::{Owed, Site},
 };
 use hub::Hub;
 use notices::Notices;
@@ -30,6 +33,13 @@ pub const PER_CLIENT: usize = 16 * 1024;
 /// Longest pattern in bytes, and most stars in it.
 const PATTERN_BYTES: usize = 4096;
 const PATTERN_STARS: usize = 32;
+
+/// Names in one UNSUBSCRIBE.
+const LEFT_AT_ONCE: usize = PER_CLIENT;
+/// Steps of matching that count as much of a session's turn as a command does.
+const STEPS: usize = 256;
+/// The same in a transaction, where nothing else has its turn before the end.
+const STEPS_IN_TRANSACTION: usize = MATCHING / 64;
 
 /// How long a PUBLISH waits, again and again, while subscribers have to catch up.
 const CATCH_UP: Duration = Duration::from_millis(2);
@@ -88,6 +98,7 @@ pub fn command(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans:
         "SUBSCRIBE" | "UNSUBSCRIBE" | "PUBLISH" => Space::Channel,
         "PSUBSCRIBE" | "PUNSUBSCRIBE" => Space::Pattern,
         "SSUBSCRIBE" | "SUNSUBSCRIBE" | "SPUBLISH" => Space::Shard,
+        _ if matches!(row.word, "CHANNELS" | "SHARDCHANNELS") && args.len() <= 3 => return list(s, row, args),
         _ => return local::answer(s, row, args),
     };
     match row.conn {
@@ -103,6 +114,14 @@ fn names(args: &Args<'_>) -> Vec<Rc<[u8]>> {
     args.iter().skip(1).map(Rc::from).collect()
 }
 
+fn simple(pattern: &[u8]) -> bool {
+    pattern.len() <= PATTERN_BYTES && pattern.iter().filter(|&&c| c == b'*').count() <= PATTERN_STARS
+}
+
+fn too_complex() -> String {
+    format!("ERR pattern is too complex: at most {PATTERN_BYTES} bytes and {PATTERN_STARS} stars")
+}
+
 fn subscribe(s: &mut Session, space: Space, args: &Args<'_>) -> Flow {
     let names = names(args);
     let wanted = names.iter().map(|name| cost(name)).sum::<usize>();
@@ -116,11 +135,8 @@ fn subscribe(s: &mut Session, space: Space, args: &Args<'_>) -> Flow {
         }
     };
     if space == Space::Pattern {
-        let simple = |p: &[u8]| p.len() <= PATTERN_BYTES && p.iter().filter(|&&c| c == b'*').count() <= PATTERN_STARS;
         if !names.iter().all(|p| simple(p)) {
-            return s.refuse(format!(
-                "ERR pattern is too complex: at most {PATTERN_BYTES} bytes and {PATTERN_STARS} stars"
-            ));
+            return s.refuse(too_complex());
         }
         if !names.iter().all(|p| s.tenant.subscriptions.takes_pattern(p)) || names.len() > PATTERNS_PER_TENANT {
             return s.refuse(format!(
@@ -148,6 +164,9 @@ fn subscribe(s: &mut Session, space: Space, args: &Args<'_>) -> Flow {
 }
 
 fn unsubscribe(s: &mut Session, space: Space, args: &Args<'_>) -> Flow {
+    if args.len() - 1 > LEFT_AT_ONCE {
+        return s.refuse(format!("ERR at most {LEFT_AT_ONCE} names may be given up at once"));
+    }
     let names = names(args);
     let Some(sub) = &s.sub else {
         let mut acks = Vec::new();
@@ -168,43 +187,79 @@ fn publish(s: &mut Session, row: &Row, space: Space, args: &Args<'_>, frame: &[u
     if s.tenant.subscriptions.behind() {
         return Flow::Again(Until::Moment(Instant::now() + CATCH_UP));
     }
-    let own = s.sub.as_ref().filter(|sub| sub.receives(space, args.at(1))).map(|sub| Rc::clone(&sub.hub));
+    let mut work = MATCHING;
+    let reached = reached(s, space, args.at(1), &mut work);
+    s.spend(((MATCHING - work) / STEPS) as u64);
+    let Ok((own, count)) = reached else { return s.refuse(TOO_COSTLY) };
     let sent = match own {
         Some(_) if s.down.in_flight() > 0 => return Flow::Again(Until::Drained),
-        Some(hub) => publish_to_self(s, &hub, row, space, args, frame, spans).map(|()| Flow::After(Until::Drained)),
-        None => proxy::send(s, row, args, frame, spans, proxy::owed(s, row, args), false).map(|()| Flow::Next),
+        Some(hub) => publish_to_self(s, &hub, row, count, frame, spans).map(|()| Flow::After(Until::Drained)),
+        None => {
+            let owed = match s.muted() {
+                true => Owed::Dropped,
+                false => Owed::Rewritten(Box::new(Unprefix::new(Rule::Number(count), Rc::clone(&s.prefix)))),
+            };
+            proxy::send(s, row, args, frame, spans, owed, false).map(|()| Flow::Next)
+        }
     };
     sent.unwrap_or_else(|error| s.refuse(error))
 }
 
+/// What a client is told whose message would take too long to hand out.
+const TOO_COSTLY: &str = "BUSY the channel's name and the tenant's patterns are too long together: whom this message reaches takes too long to find out";
+
+/// The client's own hub if the message comes to the client itself, and what PUBLISH answers.
+fn reached(s: &Session, space: Space, channel: &[u8], work: &mut usize) -> Result<(Option<Rc<Hub>>, u64), TooCostly> {
+    let own = match &s.sub {
+        Some(sub) => sub.receives(space, channel, work)?.then(|| Rc::clone(&sub.hub)),
+        None => None,
+    };
+    Ok((own, receivers(s, space, channel, work)?))
+}
+
+/// Whether a command that is streamed or in a transaction is no PUBLISH, or one whose receivers can be found in time: all those of one
+/// transaction together, since nobody else has a turn before its end.
+///
+/// # Errors
+/// The error line.
+pub fn may_publish(s: &mut Session, row: &Row, args: &Args<'_>) -> Result<(), &'static str> {
+    if !matches!(row.name, "PUBLISH" | "SPUBLISH") || args.len() < 2 {
+        return Ok(());
+    }
+    let before = MATCHING - s.tx.as_ref().map_or(0, |tx| tx.matching).min(MATCHING);
+    let mut work = before;
+    let outcome = receivers(s, published(row), args.at(1), &mut work);
+    s.spend(((before - work) / STEPS) as u64);
+    if let Some(tx) = &mut s.tx {
+        tx.matching = MATCHING - work;
+    }
+    outcome.map(drop).map_err(|TooCostly| TOO_COSTLY)
+}
+
+fn published(row: &Row) -> Space {
+    if row.name == "SPUBLISH" { Space::Shard } else { Space::Channel }
+}
+
 /// By the hub's connection, so that message and reply come in the upstream's order.
-fn publish_to_self(
-    s: &Session,
-    hub: &Hub,
-    row: &Row,
-    space: Space,
-    args: &Args<'_>,
-    frame: &[u8],
-    spans: &[Span],
-) -> Result<(), String> {
+fn publish_to_self(s: &Session, hub: &Hub, row: &Row, count: u64, frame: &[u8], spans: &[Span]) -> Result<(), String> {
     let mut out = Vec::new();
     let mut marks = s.worker.marks.borrow_mut();
     rewrite::request(row, frame, spans, &s.namespace(), &mut marks, &mut out)
         .map_err(|rewrite::TooLong| "ERR string exceeds maximum allowed size (proto-max-bulk-len)".to_owned())?;
-    let count = (!s.muted()).then(|| receivers(s, space, args.at(1)));
+    let count = (!s.muted()).then_some(count);
     hub.publish(&out, &s.down, count).map_err(|e: UpstreamError| e.to_line())
 }
 
 /// What PUBLISH answers.
-fn receivers(s: &Session, space: Space, channel: &[u8]) -> u64 {
-    if special(channel) { 0 } else { s.tenant.subscriptions.receivers(space, channel) }
+fn receivers(s: &Session, space: Space, channel: &[u8], work: &mut usize) -> Result<u64, TooCostly> {
+    if special(channel) { Ok(0) } else { s.tenant.subscriptions.receivers(space, channel, work) }
 }
 
 /// What becomes of the reply to a PUBLISH: the upstream counts connections of keyfence's, not the tenant's clients. `channel` is unknown
 /// for a message too large to be held.
 pub fn rule(s: &Session, row: &Row, channel: Option<&[u8]>) -> Rule {
-    let space = if row.name == "SPUBLISH" { Space::Shard } else { Space::Channel };
-    channel.map_or(Rule::Raw, |channel| Rule::Number(receivers(s, space, channel)))
+    let count = channel.map(|channel| receivers(s, published(row), channel, &mut MATCHING.clone()));
+    count.map_or(Rule::Raw, |count| Rule::Number(count.unwrap_or(0)))
 }
 
 /// The error of a command that a connection in RESP2 with subscriptions may not run.
@@ -245,6 +300,42 @@ pub fn speaks(s: &Session, proto: Proto) {
     }
 }
 
+/// What has been found for a PUBSUB CHANNELS (or SHARDCHANNELS) that takes several turns.
+#[derive(Debug, Default)]
+pub struct Found {
+    listing: Listing,
+    count: u64,
+    /// The names as they will be sent.
+    names: Vec<u8>,
+}
+
+/// PUBSUB CHANNELS and SHARDCHANNELS: of many names so many a turn.
+fn list(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
+    let space = if row.word == "CHANNELS" { Space::Channel } else { Space::Shard };
+    let pattern = (args.len() == 3).then(|| args.at(2));
+    let mut found = s.found.take().unwrap_or_default();
+    if pattern.is_some_and(|p| !simple(p)) {
+        return s.refuse(too_complex());
+    }
+    let more = s.tenant.subscriptions.list(space, pattern, &mut found.listing, &mut MATCHING.clone());
+    let Ok(done) = more else { return s.refuse(too_complex()) };
+    let names = std::mem::take(&mut found.listing.names);
+    found.count += names.len() as u64;
+    names.iter().for_each(|name| resp::put_bulk(&mut found.names, name));
+    // More than the client may have waiting: it is disconnected over this much as well.
+    if !done && found.names.len() <= s.worker.shared.limits.load().output {
+        s.found = Some(found);
+        return Flow::Again(Until::Turn);
+    }
+    if !s.muted() {
+        let mut reply = Vec::with_capacity(found.names.len() + 16);
+        resp::put_header(&mut reply, b'*', found.count);
+        reply.append(&mut found.names);
+        s.answer_bytes(&reply);
+    }
+    Flow::Next
+}
+
 /// PUBSUB and its subcommands.
 pub fn introspect(s: &Session, row: &Row, args: &Args<'_>) -> Value {
     let known = &s.tenant.subscriptions;
@@ -253,10 +344,15 @@ pub fn introspect(s: &Session, row: &Row, args: &Args<'_>) -> Value {
     match row.word {
         "CHANNELS" | "SHARDCHANNELS" if args.len() <= 3 => {
             let pattern = (args.len() == 3).then(|| args.at(2));
-            if pattern.is_some_and(|p| p.len() > PATTERN_BYTES) {
-                return Value::error(format!("ERR pattern is too complex: at most {PATTERN_BYTES} bytes"));
+            if pattern.is_some_and(|p| !simple(p)) {
+                return Value::error(too_complex());
             }
-            Value::Array(known.names(space, pattern).into_iter().map(Value::Bulk).collect())
+            let (mut listing, mut work) = (Listing::default(), STEPS_IN_TRANSACTION);
+            match known.list(space, pattern, &mut listing, &mut work) {
+                Ok(true) => Value::Array(listing.names.iter().map(Value::bulk).collect()),
+                Ok(false) => Value::error("BUSY too many channels to be listed inside a transaction"),
+                Err(TooCostly) => Value::error(too_complex()),
+            }
         }
         "NUMPAT" => int(known.distinct(Space::Pattern)),
         "NUMSUB" | "SHARDNUMSUB" => Value::Array(

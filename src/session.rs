@@ -136,6 +136,8 @@ pub struct Session {
     pub own: Option<Rc<Conn>>,
     /// Its subscriptions, once it has had any.
     pub sub: Option<Rc<Subscriber>>,
+    /// What the command at hand has found so far, which is to be taken up again.
+    pub found: Option<Box<pubsub::Found>>,
     /// CLIENT TRACKING.
     pub tracking: Option<Box<Tracking>>,
     /// Between MULTI and EXEC.
@@ -224,6 +226,7 @@ impl Session {
             lane: None,
             own: None,
             sub: None,
+            found: None,
             tracking: None,
             tx: None,
             watched: 0,

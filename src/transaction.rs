@@ -13,7 +13,7 @@ use crate::{
     clients,
     command::{self, Args, Class, Lookup, Row, Span},
     error::UpstreamError,
-    local, proxy,
+    local, proxy, pubsub,
     resp::{
         Value,
         request::{self, Limits, Parsed, Progress},
@@ -63,6 +63,8 @@ pub struct Tx {
     select: Option<(Rc<Cell<bool>>, u32)>,
     /// Bytes queued.
     bytes: usize,
+    /// Steps spent on finding out whom the messages in it reach.
+    pub matching: usize,
     /// What was queued, as it was sent, while it may have to be queued again on another connection; see [`move_to_data`].
     replay: Vec<Vec<u8>>,
     /// Bytes in it.
@@ -299,6 +301,9 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
     }
     if let Some(tx) = &mut s.tx {
         tx.bytes += frame.len();
+    }
+    if let Err(error) = pubsub::may_publish(s, row, args) {
+        return s.refuse(error);
     }
     let (rule, placeholder) = match row.class {
         Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::{
     notices::{Notices, Wants},
-    subscriber::{Op, Subscriber, Topic, acknowledge, join_word, leave_word, wants},
+    subscriber::{Op, Subscriber, Topic, Topics, acknowledge, join_word, leave_word, wants},
 };
 use crate::{
     clients::Client,
@@ -35,7 +35,7 @@ use crate::{
     resp::{self, Proto},
     tenant::{
         Tenant,
-        subscriptions::{Space, cost},
+        subscriptions::{MATCHING, Space, cost},
     },
     upstream::{
         Kind,
@@ -53,9 +53,6 @@ const BEHIND: Duration = Duration::from_millis(50);
 const LARGE: usize = 64 * 1024;
 /// Bytes of a frame beside the message in it.
 const FRAME: usize = 64 * 1024;
-
-/// Topics of one kind by name.
-type Topics = RefCell<HashMap<Rc<[u8]>, Rc<Topic>>>;
 
 /// What the upstream owes, in the order in which it was asked.
 #[derive(Debug)]
@@ -226,13 +223,32 @@ impl Hub {
         self.noticed.set((step(k, keys), step(e, events)));
     }
 
-    /// A notification of the server's about one of the tenant's keys, in its own names: the bytes appended for it.
+    /// A notification of the server's about one of the tenant's keys, in its own names: the bytes appended for it, and steps of matching.
     pub fn notice(&self, channel: &[u8], payload: &[u8]) -> usize {
         let direct = self.topics[Space::Channel.index()].borrow().get(channel).cloned();
         let direct = direct.map_or(0, |topic| self.spread(&topic, &[b"message", channel, payload]));
-        let patterns = self.topics[Space::Pattern.index()].borrow();
-        let matching = patterns.values().filter(|topic| glob::matches(&topic.name, channel));
-        direct + matching.map(|topic| self.spread(topic, &[b"pmessage", &topic.name, channel, payload])).sum::<usize>()
+        direct + self.spread_by_patterns(channel, payload)
+    }
+
+    /// A message to those whose patterns match its channel: the bytes appended for it, and steps of matching.
+    fn spread_by_patterns(&self, channel: &[u8], payload: &[u8]) -> usize {
+        let mut work = MATCHING;
+        let mut bytes = 0;
+        for topic in self.topics[Space::Pattern.index()].borrow().values() {
+            match glob::matches_within(&topic.name, channel, &mut work) {
+                Some(true) => bytes += self.spread(topic, &[b"pmessage", &topic.name, channel, payload]),
+                Some(false) => {}
+                None => {
+                    tracing::warn!(
+                        tenant = %self.tenant.name,
+                        channel_bytes = channel.len(),
+                        "a message did not reach all patterns: with so long a name they take too long to match"
+                    );
+                    break;
+                }
+            }
+        }
+        bytes + MATCHING - work
     }
 
     /// A PUBLISH of a client that will get the message itself: the upstream decides which comes first, message or reply. `count` is told in
@@ -362,7 +378,7 @@ impl Hub {
         if error.is_none() && !sub.down.gone() {
             for topic in &topics {
                 if topic.members.borrow_mut().insert(sub.client.id, Rc::clone(sub)).is_none() {
-                    sub.topics[space.index()].borrow_mut().push(Rc::clone(topic));
+                    sub.topics[space.index()].borrow_mut().insert(Rc::clone(&topic.name), Rc::clone(topic));
                     self.tenant.subscriptions.join(space, &topic.name);
                     used += cost(&topic.name);
                     topic.note_invalidations(sub, true);
@@ -385,12 +401,10 @@ impl Hub {
             acknowledge(sub, leave_word(space), space, Some(name));
         }
         if names.is_empty() {
-            loop {
-                let Some(name) = sub.topics[space.index()].borrow().last().map(|topic| Rc::clone(&topic.name)) else {
-                    break;
-                };
-                left.extend(self.remove(sub, space, &name));
-                acknowledge(sub, leave_word(space), space, Some(&name));
+            let all: Vec<_> = sub.topics[space.index()].borrow().keys().cloned().collect();
+            for name in &all {
+                left.extend(self.remove(sub, space, name));
+                acknowledge(sub, leave_word(space), space, Some(name));
             }
             if left.is_empty() {
                 acknowledge(sub, leave_word(space), space, None);
@@ -401,12 +415,14 @@ impl Hub {
     }
 
     fn remove(&self, sub: &Subscriber, space: Space, name: &[u8]) -> Option<Rc<Topic>> {
-        let mut topics = sub.topics[space.index()].borrow_mut();
-        let at = topics.iter().rposition(|topic| *topic.name == *name)?;
-        let topic = topics.swap_remove(at);
-        if topics.is_empty() {
-            topics.shrink_to_fit();
-        }
+        let topic = {
+            let mut topics = sub.topics[space.index()].borrow_mut();
+            let topic = topics.remove(name)?;
+            if topics.is_empty() {
+                topics.shrink_to_fit();
+            }
+            topic
+        };
         self.forget(sub, &topic);
         Some(topic)
     }
@@ -422,6 +438,7 @@ impl Hub {
     pub fn leave_all(&self, sub: &Subscriber) {
         for space in Space::ALL {
             let topics = std::mem::take(&mut *sub.topics[space.index()].borrow_mut());
+            let topics: Vec<Rc<Topic>> = topics.into_values().collect();
             topics.iter().for_each(|topic| self.forget(sub, topic));
             sub.show(space);
             self.drop_unused(space, &topics);

@@ -13,8 +13,11 @@ use crate::{
     downstream::Downstream,
     glob,
     resp::{self, Proto, Value},
-    tenant::subscriptions::Space,
+    tenant::subscriptions::{Space, TooCostly},
 };
+
+/// Topics of one kind by name.
+pub(super) type Topics = RefCell<HashMap<Rc<[u8]>, Rc<Topic>>>;
 
 /// One client as its subscriptions know it.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ pub struct Subscriber {
     /// The form of its messages.
     pub proto: Cell<Proto>,
     /// What it is subscribed to.
-    pub(super) topics: [RefCell<Vec<Rc<Topic>>>; 3],
+    pub(super) topics: [Topics; 3],
     /// Its subscriptions' cost, those under way included.
     pub cost: Cell<usize>,
     /// Who serves it.
@@ -52,13 +55,23 @@ impl Subscriber {
         }
     }
 
-    /// Whether a message on this channel, of [`Space::Channel`] or [`Space::Shard`], would come to it.
-    pub fn receives(&self, space: Space, channel: &[u8]) -> bool {
-        let any = |space: Space, test: &dyn Fn(&[u8]) -> bool| {
-            self.topics[space.index()].borrow().iter().any(|topic| test(&topic.name))
-        };
-        any(space, &|name| name == channel)
-            || space == Space::Channel && any(Space::Pattern, &|pattern| glob::matches(pattern, channel))
+    /// Whether a message on this channel, of [`Space::Channel`] or [`Space::Shard`], would come to it. The steps taken are subtracted from
+    /// `work`.
+    ///
+    /// # Errors
+    /// They did not suffice.
+    pub fn receives(&self, space: Space, channel: &[u8], work: &mut usize) -> Result<bool, TooCostly> {
+        if self.topics[space.index()].borrow().contains_key(channel) {
+            return Ok(true);
+        }
+        if space == Space::Channel {
+            for pattern in self.topics[Space::Pattern.index()].borrow().keys() {
+                if glob::matches_within(pattern, channel, work).ok_or(TooCostly)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     pub(super) fn show(&self, space: Space) {

@@ -220,6 +220,11 @@ impl Session {
         }
     }
 
+    /// The command at hand took as much of this turn as so many others.
+    pub fn spend(&mut self, commands: u64) {
+        self.cost += commands;
+    }
+
     /// Charges the tenant's rate with the bytes written to the client since this was last done.
     pub fn charge_replies(&mut self, now: Instant) {
         let written = self.down.written();

@@ -155,7 +155,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("tracking", &["command", "downstream", "error", "pubsub", "resp", "rewrite", "session", "upstream", "worker"]),
     (
         "transaction",
-        &["clients", "command", "error", "local", "proxy", "resp", "rewrite", "scripts", "session", "upstream"],
+        &[
+            "clients", "command", "error", "local", "proxy", "pubsub", "resp", "rewrite", "scripts", "session",
+            "upstream",
+        ],
     ),
     ("upstream", &["command", "config", "downstream", "error", "glob", "net", "resp", "rewrite", "slowlog"]),
     ("walk", &["config", "error", "server", "upstream"]),

@@ -12,7 +12,7 @@ use crate::{
     pubsub::{special, subscriber::Topic},
     resp::{self, Proto},
     rewrite::reply::own_error,
-    tenant::subscriptions::Space,
+    tenant::subscriptions::{MATCHING, Space},
     upstream::feed::Audience,
 };
 
@@ -98,9 +98,7 @@ impl Hub {
             // Published by a client: no notification of the server's, whatever it looks like (isolation.md C4).
             return Ok(0);
         }
-        let patterns = self.topics[Space::Pattern.index()].borrow();
-        let matching = patterns.values().filter(|topic| glob::matches(&topic.name, name));
-        Ok(matching.map(|topic| self.spread(topic, &[b"pmessage", &topic.name, name, payload])).sum())
+        Ok(self.spread_by_patterns(name, payload))
     }
 
     /// Appends one message to the output of every member: the bytes appended.
@@ -195,13 +193,19 @@ impl Audience for Hub {
         split(head, &mut parts);
         let channel = if parts[0] == b"pmessage" { parts[2] } else { parts[1] };
         let Some(name) = channel.strip_prefix(&*self.prefix) else { return };
-        let reached = |topic: &&Rc<Topic>| match topic.space {
+        let mut work = MATCHING;
+        let mut reached = |topic: &&Rc<Topic>| match topic.space {
             Space::Channel => parts[0] == b"message" && *topic.name == *name,
             Space::Shard => parts[0] == b"smessage" && *topic.name == *name,
-            Space::Pattern => parts[0] == b"pmessage" && glob::matches(&topic.name, name),
+            Space::Pattern => {
+                parts[0] == b"pmessage" && {
+                    // One that cannot be told in time ends as well.
+                    glob::matches_within(&topic.name, name, &mut work).unwrap_or(true)
+                }
+            }
         };
         for topics in &self.topics {
-            for topic in topics.borrow().values().filter(reached) {
+            for topic in topics.borrow().values().filter(&mut reached) {
                 topic.members.borrow().values().for_each(|member| member.down.abandon());
             }
         }

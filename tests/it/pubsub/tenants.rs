@@ -299,3 +299,80 @@ fn l10_subscriptions_are_bounded() {
     send(&mut again, "PSUBSCRIBE one");
     gets(&mut again, true, &["psubscribe", "one", ":1"]);
 }
+
+/// How long the turns of others take must not depend on this: what is costly is refused, and nobody is told of a message that was.
+#[test]
+fn e3_matching_patterns_is_bounded() {
+    let world = World::new("off");
+    let (mut a, mut publisher) = (three(&world, "a"), three(&world, "a"));
+    for i in 0..10 {
+        let pattern = format!("*{}{i}", "a".repeat(4000));
+        is!(a, ["PSUBSCRIBE", &pattern], frame(true, &["psubscribe", &pattern, &format!(":{}", i + 1)]));
+    }
+    let channel = "a".repeat(100_000);
+    let refused = "-BUSY the channel's name and the tenant's patterns are too long together: whom this message reaches takes too long to find out\r\n";
+    is!(publisher, ["PUBLISH", &channel, "x"], refused);
+    is!(publisher, ["PUBLISH", &channel, "x".repeat(200_000)], refused);
+    is!(a, ["PUBLISH", &channel, "x"], refused);
+    // In a transaction as well, where all of them count together.
+    is!(publisher, ["MULTI"], "+OK\r\n");
+    is!(publisher, ["PUBLISH", &channel, "x"], refused);
+    is!(publisher, ["EXEC"], "-EXECABORT Transaction discarded because of previous errors.\r\n");
+    let shorter = "a".repeat(5000);
+    is!(publisher, ["MULTI"], "+OK\r\n");
+    let last = (0..1000).map(|_| call!(publisher, "PUBLISH", &shorter, "x")).find(|reply| reply != b"+QUEUED\r\n");
+    assert_eq!(last.as_deref().map(show), Some(show(refused.as_bytes())));
+    is!(publisher, ["DISCARD"], "+OK\r\n");
+    // A notification is about a key of any length; it goes without saying, but not at any length.
+    is!(publisher, ["SET", &channel, "x"], "+OK\r\n");
+    is!(publisher, ["PUBLISH", "short", "x"], ":0\r\n");
+    hears_nothing(&mut a);
+    // What is asked about names, too.
+    is!(a, ["SUBSCRIBE", &channel], frame(true, &["subscribe", &channel, ":11"]));
+    let bomb = format!("*{}b", "a".repeat(4000));
+    let complex = "-ERR pattern is too complex: at most 4096 bytes and 32 stars\r\n";
+    is!(publisher, ["PUBSUB", "CHANNELS", &bomb], complex);
+    is!(publisher, ["PUBSUB", "CHANNELS", "*".repeat(33)], complex);
+    is!(publisher, ["PUBSUB", "CHANNELS", "a*"], ["*1\r\n$100000\r\n", &channel, "\r\n"].concat());
+}
+
+#[test]
+fn many_channels_are_listed_whole() {
+    let world = World::new("off");
+    let (mut a, mut asks) = (three(&world, "a"), three(&world, "a"));
+    let names: Vec<String> = (0..5000).map(|i| format!("c{i:04}")).collect();
+    let all: Vec<&str> = std::iter::once("SUBSCRIBE").chain(names.iter().map(String::as_str)).collect();
+    a.send(&command(&all));
+    (0..names.len()).for_each(|_| drop(a.reply()));
+    let listed: String = names.iter().map(|name| format!("$5\r\n{name}\r\n")).collect();
+    let listed = format!("*5000\r\n{listed}");
+    // In one go with what is before and behind it.
+    let bytes = [&["GET", "none"][..], &["PUBSUB", "CHANNELS"], &["PING"], &["PUBSUB", "CHANNELS", "c*"]];
+    let replies = asks.pipeline(&bytes.iter().flat_map(|words| command(words)).collect::<Vec<_>>(), 4);
+    assert_eq!(
+        replies.iter().map(|r| show(r)).collect::<Vec<_>>(),
+        ["_\r\n", &listed, "+PONG\r\n", &listed].map(|r| show(r.as_bytes()))
+    );
+    is!(asks, ["MULTI"], "+OK\r\n");
+    is!(asks, ["PUBSUB", "CHANNELS"], "+QUEUED\r\n");
+    is!(asks, ["EXEC"], "*1\r\n-BUSY too many channels to be listed inside a transaction\r\n");
+}
+
+#[test]
+fn l10_so_many_names_are_given_up_at_once() {
+    let world = World::new("off");
+    let mut a = three(&world, "a");
+    let names: Vec<String> = (0..16 * 1024 + 1).map(|i| format!("u{i}")).collect();
+    let all =
+        |n: usize| std::iter::once("UNSUBSCRIBE").chain(names[..n].iter().map(String::as_str)).collect::<Vec<_>>();
+    a.send(&command(&all(names.len())));
+    assert_eq!(show(&a.reply()), "-ERR at most 16384 names may be given up at once\\r\\n");
+    send(&mut a, "SUBSCRIBE u0 u1 other");
+    (0..3).for_each(|_| drop(a.reply()));
+    a.send(&command(&all(names.len() - 1)));
+    for (i, name) in names[..16 * 1024].iter().enumerate() {
+        gets(&mut a, true, &["unsubscribe", name, if i == 0 { ":2" } else { ":1" }]);
+    }
+    send(&mut a, "UNSUBSCRIBE");
+    gets(&mut a, true, &["unsubscribe", "other", ":0"]);
+}
