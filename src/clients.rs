@@ -146,17 +146,31 @@ impl Client {
         number.as_ref().map(|number| number.load(Ordering::Relaxed))
     }
 
-    /// Leaves a whole message for it; a client with more than `limit` bytes waiting is disconnected.
-    pub fn post(&self, message: &[u8], limit: usize) {
+    /// Leaves what `write` appends for it, which is whole messages or nothing, as the client is at that moment ([`Client::change`]). One
+    /// with more than `limit` bytes waiting is disconnected.
+    pub fn post(&self, limit: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = self.inbox.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.extend_from_slice(message);
+        let before = bytes.len();
+        write(&mut bytes);
         if bytes.len() > limit {
             *bytes = Vec::new();
             return self.alarm.kill();
         }
-        drop(bytes);
-        self.inbox.filled.store(true, Ordering::Release);
-        self.alarm.ring();
+        if bytes.len() > before {
+            self.inbox.filled.store(true, Ordering::Release);
+            drop(bytes);
+            self.alarm.ring();
+        }
+    }
+
+    /// For its session: changes what decides whether it is posted to, or in which form. Gives what was posted before, which the client is
+    /// to have now, if at all; nothing of that kind comes any more.
+    #[must_use]
+    pub fn change(&self, change: impl FnOnce()) -> Vec<u8> {
+        let mut bytes = self.inbox.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        change();
+        self.inbox.filled.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *bytes)
     }
 
     /// Whether it has any subscription.

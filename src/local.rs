@@ -214,7 +214,7 @@ fn reset(s: &mut Session) -> Flow {
     s.proto = Proto::Resp2;
     s.db = 0;
     s.client.db.store(0, std::sync::atomic::Ordering::Relaxed);
-    s.client.resp.store(2, std::sync::atomic::Ordering::Relaxed);
+    s.change(|client| client.resp.store(2, std::sync::atomic::Ordering::Relaxed));
     s.client.relabel(|l| l.name.clear());
     s.lane = None;
     login::start_over(s);
@@ -310,7 +310,8 @@ pub fn greet(s: &mut Session, hello: Hello) {
         pubsub::speaks(s, proto);
         s.lane = None;
         s.unpin_when_done();
-        s.client.resp.store(if proto == Proto::Resp3 { 3 } else { 2 }, std::sync::atomic::Ordering::Relaxed);
+        let number = if proto == Proto::Resp3 { 3 } else { 2 };
+        s.change(|client| client.resp.store(number, std::sync::atomic::Ordering::Relaxed));
     }
     let facts = s.facts(|f| (f.server.clone(), f.version.clone()));
     let reply = Value::Map(vec![

@@ -14,7 +14,10 @@ use crate::{
     error::UpstreamError,
     pubsub::hub::PING,
     resp::{self, Proto, Value},
-    rewrite::canonical,
+    rewrite::{
+        canonical,
+        reply::{Rule, Unprefix},
+    },
     session::{Flow, Session, Until},
     upstream::{
         Owed, What,
@@ -48,6 +51,10 @@ pub struct Tracking {
     upstream: bool,
     /// Listens for it.
     feed: Option<Rc<Redirect>>,
+    /// It was refused: it is over as soon as the client has been told.
+    refused: Rc<Cell<bool>>,
+    /// The upstream has agreed, or was not asked.
+    agreed: Option<Rc<Cell<bool>>>,
 }
 
 impl Drop for Tracking {
@@ -108,26 +115,50 @@ fn begin(s: &mut Session, mut wish: Tracking) -> Result<Flow, String> {
     wish.upstream = true;
     // What was tracked before is told anew, prefixes and all; the server forgets no key over this.
     conn.send_own(OFF);
-    let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
+    let muted = s.muted();
+    let owed = if muted {
+        Owed::Dropped
+    } else {
+        let agreed = Rc::<Cell<bool>>::default();
+        wish.agreed = Some(Rc::clone(&agreed));
+        Owed::Rewritten(Box::new(Unprefix::new(Rule::Note(agreed), Rc::clone(&s.prefix))))
+    };
+    if conn.dead() {
+        return Err(UpstreamError::Lost.to_line());
+    }
     if let Some(target) = wish.redirect {
         conn.track(None);
         let feed = Redirect::new(s, target, Rc::clone(&wish.broken));
-        let (wish_words, down) = (wish.words(&s.prefix), Rc::clone(&s.down));
-        feed.open(&s.down, move |outcome| match outcome {
-            Ok(id) => {
+        let (wish_words, down, prefix) = (wish.words(&s.prefix), Rc::clone(&s.down), Rc::clone(&s.prefix));
+        let (refused, passes) = (Rc::clone(&wish.refused), Rc::downgrade(&feed));
+        let then = move |outcome: Result<u64, UpstreamError>| match outcome {
+            // It may have been lost meanwhile.
+            Ok(id) if !conn.dead() => {
+                let end = move || {
+                    if let Some(passes) = passes.upgrade() {
+                        passes.end_target();
+                    }
+                };
+                conn.track(Some(Tracker::elsewhere(&down, &prefix, end)));
                 conn.send(|out| put_tracking(out, &wish_words, Some(id)));
                 conn.expect(&down, owed, false, What::NOTHING);
             }
-            Err(error) => down.append(|out| resp::put_error(out, error.to_line().as_bytes())),
-        })
-        .map_err(|e| e.to_line())?;
+            outcome => {
+                refused.set(true);
+                let error = outcome.err().unwrap_or(UpstreamError::Lost);
+                if !muted {
+                    down.append(|out| resp::put_error(out, error.to_line().as_bytes()));
+                }
+            }
+        };
+        feed.open(&s.down, then).map_err(|e| e.to_line())?;
         wish.feed = Some(feed);
     } else {
         conn.track(Some(Tracker::new(&s.down, &s.prefix)));
         conn.send(|out| put_tracking(out, &wish.words(&s.prefix), None));
         conn.expect(&s.down, owed, false, What::NOTHING);
     }
-    s.client.tracks.store(wish.redirect.is_none(), Ordering::Relaxed);
+    s.change(|client| client.tracks.store(wish.redirect.is_none(), Ordering::Relaxed));
     s.tracking = Some(Box::new(wish));
     Ok(Flow::After(Until::Drained))
 }
@@ -260,6 +291,9 @@ fn caching(s: &mut Session, args: &Args<'_>) -> Result<Flow, String> {
     if !yes && !tracking.optout {
         return Err("ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode.".into());
     }
+    if s.own.as_ref().is_some_and(|own| own.dead()) {
+        return Err(UpstreamError::Lost.to_line());
+    }
     let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
     if let Some(tracking) = &mut s.tracking {
         tracking.caching = Some(yes);
@@ -283,6 +317,10 @@ fn caching(s: &mut Session, args: &Args<'_>) -> Result<Flow, String> {
 /// The command at hand is the one that CLIENT CACHING was about, if it is not one of CLIENT's. One that is answered here still uses it up.
 pub fn step(s: &mut Session, row: &Row) {
     let Some(tracking) = &mut s.tracking else { return };
+    // Whoever turned it on has had the answer by now.
+    if tracking.refused.get() || tracking.agreed.as_ref().is_some_and(|agreed| !agreed.get()) {
+        return end(s);
+    }
     if tracking.caching.is_none() || row.name.starts_with("CLIENT") {
         return;
     }
@@ -307,8 +345,12 @@ impl Tracking {
 pub fn flushed(shared: &Shared, tenant: u32) {
     let mut push = Vec::new();
     Invalid::Everything.put_push(&mut push);
-    for client in shared.clients.of(tenant).iter().filter(|client| client.tracks.load(Ordering::Relaxed)) {
-        client.post(&push, shared.limits.load().output);
+    for client in shared.clients.of(tenant) {
+        client.post(shared.limits.load().output, |out| {
+            if client.tracks.load(Ordering::Relaxed) && client.tenant.load(Ordering::Relaxed) == tenant {
+                out.extend_from_slice(&push);
+            }
+        });
     }
 }
 
@@ -318,8 +360,10 @@ pub fn end(s: &mut Session) {
         return;
     }
     s.tenant.subscriptions.trackers.fetch_sub(1, Ordering::Relaxed);
-    s.client.tracks.store(false, Ordering::Relaxed);
-    if let Some(own) = &s.own {
+    s.change(|client| client.tracks.store(false, Ordering::Relaxed));
+    if let Some(own) = &s.own
+        && !own.dead()
+    {
         own.track(None);
         // It goes back as soon as nothing else needs it, and is closed, being tainted.
         own.send_own(OFF);

@@ -15,7 +15,7 @@ pub use hear::split;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     rc::{Rc, Weak},
     sync::Arc,
     time::Duration,

@@ -104,7 +104,9 @@ impl Topic {
     /// Whoever redirects invalidations to this client finds out whether it listens.
     pub(super) fn note_invalidations(&self, sub: &Subscriber, listens: bool) {
         if self.space == Space::Channel && *self.name == *b"__redis__:invalidate" {
-            sub.client.invalidations.store(listens, Ordering::Relaxed);
+            let waiting = sub.client.change(|| sub.client.invalidations.store(listens, Ordering::Relaxed));
+            // Before it is told that it does not listen any more.
+            sub.down.push(&waiting);
         }
     }
 }

@@ -18,6 +18,7 @@ const NO_FUNCTIONS: &str = ": functions belong to the whole upstream and are not
 const REFUSALS: u64 = 8;
 
 use crate::{
+    clients::Client,
     command::{Row, Span},
     error::UpstreamError,
     login::Login,
@@ -176,8 +177,13 @@ impl Session {
     /// Speaks for `tenant`, which has admitted it, from now on; nothing is in flight and no state of another tenant is left.
     pub fn become_tenant(&mut self, tenant: Arc<Tenant>, login: Option<Login>) {
         debug_assert!(self.own.is_none() && self.tx.is_none() && self.down.in_flight() == 0);
+        let waiting = self.client.change(|| self.client.tenant.store(tenant.id, Ordering::Relaxed));
         if self.tenant.id != tenant.id {
+            // What waits names keys of the tenant it was.
+            drop(waiting);
             pubsub::leave(self);
+        } else {
+            self.down.push(&waiting);
         }
         if self.logged_in {
             self.charge_replies(Instant::now());
@@ -186,7 +192,6 @@ impl Session {
                 self.client.relabel(|labels| labels.name.clear());
             }
         }
-        self.client.tenant.store(tenant.id, Ordering::Relaxed);
         self.down.belong_to(&tenant.backlog);
         self.prefix = Rc::from(&*tenant.prefix);
         if !Arc::ptr_eq(&self.tenant.site, &tenant.site) {
@@ -218,6 +223,12 @@ impl Session {
             self.down.wait_with(bytes.len());
             conn.expect(&self.down, Owed::Local(Bytes::copy_from_slice(bytes)), false, What::NOTHING);
         }
+    }
+
+    /// Changes what decides what others post to this client; what they have posted before is appended to its output.
+    pub fn change(&self, change: impl FnOnce(&Client)) {
+        let waiting = self.client.change(|| change(&self.client));
+        self.down.push(&waiting);
     }
 
     /// The command at hand took as much of this turn as so many others.

@@ -5,7 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use tokio::time::Instant;
@@ -96,29 +96,37 @@ impl Redirect {
         self.feed.close();
     }
 
-    fn pass(&self, what: &Invalid) {
-        let own = self.shared.clients.get(self.target);
-        let Some(client) = own.filter(|c| c.tenant.load(std::sync::atomic::Ordering::Relaxed) == self.tenant) else {
-            if !self.broken.replace(true) && self.proto == Proto::Resp3 {
-                self.down.push(&{
-                    let mut push = Vec::new();
-                    resp::put_header(&mut push, b'>', 2);
-                    resp::put_bulk(&mut push, b"tracking-redir-broken");
-                    resp::put_header(&mut push, b':', self.target);
-                    push
-                });
-                self.down.queue(&mut self.written.borrow_mut());
-            }
-            return;
-        };
-        let mut message = Vec::new();
-        if client.resp.load(std::sync::atomic::Ordering::Relaxed) == 3 {
-            what.put_push(&mut message);
-        } else if client.invalidations.load(std::sync::atomic::Ordering::Relaxed) {
-            what.put_message(&mut message);
+    /// Keys may change from now on without the other client being told: its connection ends.
+    pub fn end_target(&self) {
+        if let Some(client) = self.shared.clients.get(self.target)
+            && client.tenant.load(Ordering::Relaxed) == self.tenant
+        {
+            client.alarm.kill();
         }
-        if !message.is_empty() {
-            client.post(&message, self.shared.limits.load().output);
+    }
+
+    fn pass(&self, what: &Invalid) {
+        let mut there = false;
+        if let Some(client) = self.shared.clients.get(self.target) {
+            client.post(self.shared.limits.load().output, |out| {
+                there = client.tenant.load(Ordering::Relaxed) == self.tenant;
+                if !there {
+                    return;
+                }
+                if client.resp.load(Ordering::Relaxed) == 3 {
+                    what.put_push(out);
+                } else if client.invalidations.load(Ordering::Relaxed) {
+                    what.put_message(out);
+                }
+            });
+        }
+        if !there && !self.broken.replace(true) && self.proto == Proto::Resp3 {
+            let mut push = Vec::new();
+            resp::put_header(&mut push, b'>', 2);
+            resp::put_bulk(&mut push, b"tracking-redir-broken");
+            resp::put_header(&mut push, b':', self.target);
+            self.down.push(&push);
+            self.down.queue(&mut self.written.borrow_mut());
         }
     }
 }
@@ -176,11 +184,7 @@ impl Audience for Redirect {
         } else if self.held.get() {
             // Keys may have changed without anybody being told: both connections end, as they would with the server's.
             self.down.alarm().kill_when_idle();
-            if let Some(client) = self.shared.clients.get(self.target)
-                && client.tenant.load(std::sync::atomic::Ordering::Relaxed) == self.tenant
-            {
-                client.alarm.kill();
-            }
+            self.end_target();
         }
         self.held.set(false);
     }

@@ -1,4 +1,5 @@
 //! CLIENT TRACKING: invalidations in the tenant's own names, of its own keys, in the server's order.
+use crate::support::scripted::{Act, Scripted};
 use crate::support::value::{Rule, same};
 use crate::support::wire::{command, show};
 use crate::support::{Client, Fence, Redis};
@@ -315,5 +316,84 @@ fn a_lost_upstream_ends_those_who_track() {
     assert_eq!(tracks.try_reply(), Err("closed"));
     if fence.process().is_some() {
         is!(other, ["PING"], "+PONG\r\n");
+    }
+}
+
+/// Ends the upstream connection of the one session that redirects.
+fn kill_redirecting(redis: &mut Client) {
+    let list = show(&call!(redis, "CLIENT", "LIST"));
+    let line = list.split("\\n").find(|line| !line.contains("redir=-1") && line.contains("redir=")).unwrap();
+    let id = line.split_once("id=").and_then(|(_, rest)| rest.split(' ').next()).unwrap();
+    is!(redis, ["CLIENT", "KILL", "ID", id], ":1\r\n");
+}
+
+#[test]
+fn a_lost_upstream_ends_those_who_redirect_and_those_who_are_told() {
+    let world = World::new("off");
+    for options in ["", " BCAST", " OPTIN"] {
+        let (mut target, mut tracks, mut writer) =
+            (three(&world.fence, "a"), three(&world.fence, "a"), three(&world.fence, "a"));
+        let to = id(&mut target);
+        assert_eq!(say(&mut tracks, &format!("CLIENT TRACKING ON REDIRECT {to}{options}")), "+OK\\r\\n");
+        kill_redirecting(&mut world.redis.client());
+        // Neither goes on with what it believes to be true.
+        assert_eq!(target.try_reply(), Err("closed"));
+        assert_eq!(tracks.try_reply(), Err("closed"));
+        assert_eq!(say(&mut writer, "PING"), "+PONG\\r\\n");
+    }
+}
+
+#[test]
+fn tracking_that_the_upstream_refuses_is_off() {
+    let redis = Redis::start();
+    let scripted = Scripted::start(redis.addr(), |request| match &request[..] {
+        [client, tracking, on, ..] if client == b"CLIENT" && tracking == b"TRACKING" && on == b"ON" => {
+            Act::Reply(b"-ERR not today\r\n".to_vec())
+        }
+        _ => Act::Forward,
+    });
+    let fence = Fence::start_at(scripted.addr(), "");
+    if fence.process().is_none() {
+        return;
+    }
+    let (mut client, mut target) = (fence.client(), fence.client());
+    assert_eq!(call!(client, "HELLO", "3")[0], b'%');
+    let to = id(&mut target);
+    for options in ["".to_owned(), " BCAST".to_owned(), format!(" REDIRECT {to}")] {
+        assert_eq!(say(&mut client, &format!("CLIENT TRACKING ON{options}")), "-ERR not today\\r\\n");
+        assert!(say(&mut client, "CLIENT TRACKINGINFO").contains("off"), "{options}");
+        assert_eq!(say(&mut client, "CLIENT GETREDIR"), ":-1\\r\\n");
+        assert_eq!(say(&mut client, "GET k"), "_\\r\\n");
+    }
+}
+
+#[test]
+fn d4_no_invalidation_comes_behind_the_end_of_listening() {
+    let world = World::new("off");
+    let mut writer = three(&world.fence, "a");
+    let writes: Vec<u8> = (0..3000).flat_map(|i| command(&["SET", &format!("k{i}"), "v"])).collect();
+    for round in 0..20u64 {
+        let mut listener = world.fence.client();
+        is!(listener, ["AUTH", "a", "pa"], "+OK\r\n");
+        let to = id(&mut listener);
+        assert!(say(&mut listener, "SUBSCRIBE __redis__:invalidate").ends_with(":1\\r\\n"));
+        let mut tracks = three(&world.fence, "a");
+        assert_eq!(say(&mut tracks, &format!("CLIENT TRACKING ON REDIRECT {to} BCAST")), "+OK\\r\\n");
+        std::thread::scope(|scope| {
+            scope.spawn(|| writer.pipeline(&writes, 3000));
+            // At another point of the stream each time.
+            for _ in 0..round {
+                send(&mut listener, "PING");
+                while show(&listener.reply()).contains("message") {}
+            }
+            send(&mut listener, "UNSUBSCRIBE");
+            send(&mut listener, "GET nokey");
+            send(&mut listener, "AUTH b pb");
+            send(&mut listener, "GET nokey");
+            while show(&listener.reply()).contains("message") {}
+            for want in ["$-1\\r\\n", "+OK\\r\\n", "$-1\\r\\n"] {
+                assert_eq!(show(&listener.reply()), want, "round {round}");
+            }
+        });
     }
 }

@@ -12,18 +12,31 @@ use crate::{
 const LARGEST: usize = 1024 * 1024;
 
 /// Who gets them.
-#[derive(Debug)]
 pub struct Tracker {
     down: Rc<Downstream>,
+    /// Another connection gets them, by another way: ends that one as well.
+    elsewhere: Option<Box<dyn Fn()>>,
     prefix: Rc<[u8]>,
     /// What there is of the push at hand.
     held: RefCell<Vec<u8>>,
 }
 
+impl std::fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tracker").field("elsewhere", &self.elsewhere.is_some()).finish_non_exhaustive()
+    }
+}
+
 impl Tracker {
     /// The client behind `down`, whose names begin with `prefix` upstream.
     pub fn new(down: &Rc<Downstream>, prefix: &Rc<[u8]>) -> Self {
-        Self { down: Rc::clone(down), prefix: Rc::clone(prefix), held: RefCell::default() }
+        Self { down: Rc::clone(down), elsewhere: None, prefix: Rc::clone(prefix), held: RefCell::default() }
+    }
+
+    /// The client behind `down` tracks, another one is told, not by this connection: pushes are dropped, and when the connection is lost
+    /// `end` ends the other client.
+    pub fn elsewhere(down: &Rc<Downstream>, prefix: &Rc<[u8]>, end: impl Fn() + 'static) -> Self {
+        Self { elsewhere: Some(Box::new(end)), ..Self::new(down, prefix) }
     }
 
     /// Takes more of a push, and passes it on once all of it is there.
@@ -31,6 +44,9 @@ impl Tracker {
     /// # Errors
     /// It held a name outside the prefix, or is no push that an upstream sends.
     pub(super) fn take(&self, bytes: &[u8], done: bool, written: &mut Vec<Rc<Downstream>>) -> Result<(), &'static str> {
+        if self.elsewhere.is_some() {
+            return Ok(());
+        }
         let mut held = self.held.borrow_mut();
         if held.len() <= LARGEST {
             held.extend_from_slice(bytes);
@@ -48,9 +64,13 @@ impl Tracker {
         Ok(())
     }
 
-    /// The connection is gone: keys may change without the client being told, so its connection ends, as it would with the server's.
+    /// The connection is gone: keys may change without the client being told, so its connection ends (and that of whom it
+    /// redirects to), as it would with the server's.
     pub(super) fn lost(&self) {
         self.down.alarm().kill_when_idle();
+        if let Some(end) = &self.elsewhere {
+            end();
+        }
     }
 }
 
