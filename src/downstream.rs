@@ -103,6 +103,10 @@ pub struct Backlog(AtomicUsize);
 
 /// How many times `client_output_limit` all clients of a tenant may have unsent together.
 const BACKLOG: usize = 8;
+/// Most unsent bytes of a client that is sent messages, as Redis has it (`client-output-buffer-limit pubsub 32mb`).
+pub const MESSAGES: usize = 32 * 1024 * 1024;
+/// How many times that all clients of a tenant may have unsent together before one that is sent a message and reads slowly is disconnected.
+const MESSAGES_OF_ALL: usize = 4;
 /// The unit of a [`Backlog`], as a power of two.
 const BOOKED: u32 = 20;
 
@@ -282,11 +286,23 @@ impl Downstream {
     /// Appends a whole message, between two replies.
     pub fn push(&self, message: &[u8]) {
         if !self.midway.get() {
-            self.append(|out| out.extend_from_slice(message));
+            self.append(|out| {
+                if message.len() >= HIGH_WATER {
+                    // One that is not read must not take twice its size.
+                    out.reserve_exact(message.len());
+                }
+                out.extend_from_slice(message);
+            });
+            let most = self.limit.min(MESSAGES);
+            let all = self.backlog.borrow().0.load(Ordering::Relaxed) << BOOKED;
+            if self.unsent() > most || self.booked.get() > 0 && all > most.max(1 << BOOKED) * MESSAGES_OF_ALL {
+                tracing::debug!(unsent = self.unsent(), "client is slower than its messages: disconnected");
+                self.abandon();
+            }
         } else if !self.gone() {
             let mut pushes = self.pushes.borrow_mut();
             pushes.extend_from_slice(message);
-            if self.unsent() + pushes.len() > self.limit {
+            if self.unsent() + pushes.len() > self.limit.min(MESSAGES) {
                 drop(pushes);
                 tracing::debug!(limit = self.limit, "client is slower than its messages: disconnected");
                 self.abandon();

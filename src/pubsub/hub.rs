@@ -57,8 +57,8 @@ const FRAME: usize = 64 * 1024;
 /// What the upstream owes, in the order in which it was asked.
 #[derive(Debug)]
 enum Awaited {
-    /// So many confirmations of a SUBSCRIBE (or UNSUBSCRIBE).
-    Confirm { join: bool, left: usize },
+    /// So many confirmations of a SUBSCRIBE (or UNSUBSCRIBE), `again` of one made for clients that are subscribed already.
+    Confirm { join: bool, left: usize, again: bool },
     /// A PONG, at which a client's command is done.
     Done(Op),
     /// The reply to a PUBLISH, in the place of whose number this one is told; `None`: nothing is told.
@@ -290,13 +290,13 @@ impl Hub {
             }
         }
         if self.feed.up() {
-            self.feed.send(|out| self.ask(op.space, true, &ask, out));
-            self.feed.send(|out| self.ask_wide(out));
+            self.feed.send(|out| self.ask(op.space, true, &ask, false, out));
+            self.feed.send(|out| self.ask_wide(false, out));
         }
     }
 
     /// (UN)SUBSCRIBE to names upstream.
-    fn ask(&self, space: Space, join: bool, names: &[Rc<[u8]>], out: &mut Vec<u8>) {
+    fn ask(&self, space: Space, join: bool, names: &[Rc<[u8]>], again: bool, out: &mut Vec<u8>) {
         let word: &[u8] = match (space, join) {
             (Space::Shard, true) => b"SSUBSCRIBE",
             (Space::Shard, false) => b"SUNSUBSCRIBE",
@@ -312,12 +312,12 @@ impl Hub {
                 out.extend_from_slice(name);
                 out.extend_from_slice(b"\r\n");
             }
-            self.await_(Awaited::Confirm { join, left: names.len() });
+            self.await_(Awaited::Confirm { join, left: names.len(), again });
         }
     }
 
     /// The one upstream pattern, wanted while there are patterns.
-    fn ask_wide(&self, out: &mut Vec<u8>) {
+    fn ask_wide(&self, again: bool, out: &mut Vec<u8>) {
         let wanted = !self.topics[Space::Pattern.index()].borrow().is_empty();
         if wanted == self.wide.get().0 {
             return;
@@ -326,7 +326,7 @@ impl Hub {
         resp::put_header(out, b'*', 2);
         resp::put_bulk(out, if wanted { b"PSUBSCRIBE" } else { b"PUNSUBSCRIBE" });
         resp::put_bulk(out, &[&glob::escape(&self.prefix)[..], b"*"].concat());
-        self.await_(Awaited::Confirm { join: wanted, left: 1 });
+        self.await_(Awaited::Confirm { join: wanted, left: 1, again });
     }
 
     fn await_(&self, what: Awaited) {
@@ -351,6 +351,19 @@ impl Hub {
         sub.down.queue(&mut self.written.borrow_mut());
     }
 
+    fn confirmed(&self, topic: &Topic) -> bool {
+        match topic.space {
+            Space::Pattern => self.wide.get().1,
+            _ => topic.confirmed.get() || !topic.own_upstream(),
+        }
+    }
+
+    /// Whether the upstream has confirmed all that a command is about.
+    fn all_confirmed(&self, op: &Op) -> bool {
+        let topics = self.topics[op.space.index()].borrow();
+        op.names.iter().filter_map(|name| topics.get(name)).all(|topic| self.confirmed(topic))
+    }
+
     /// The client joins topics and is told, one by one; or why not.
     fn arrive(
         &self,
@@ -365,13 +378,9 @@ impl Hub {
             names.iter().filter_map(|name| topics.get(name).cloned()).collect()
         };
         topics.iter().for_each(|topic| topic.pending.set(topic.pending.get().saturating_sub(1)));
-        let confirmed = |topic: &Rc<Topic>| match topic.space {
-            Space::Pattern => self.wide.get().1,
-            _ => topic.confirmed.get() || !topic.own_upstream(),
-        };
         let error = match error {
             Some(error) => Some(error.to_owned()),
-            None if topics.iter().all(confirmed) => None,
+            None if topics.iter().all(|topic| self.confirmed(topic)) => None,
             None => Some(UpstreamError::Lost.to_line()),
         };
         let mut used = 0;
@@ -465,8 +474,8 @@ impl Hub {
         }
         self.listen();
         if self.feed.up() {
-            self.feed.send(|out| self.ask(space, false, &ended, out));
-            self.feed.send(|out| self.ask_wide(out));
+            self.feed.send(|out| self.ask(space, false, &ended, false, out));
+            self.feed.send(|out| self.ask_wide(false, out));
         }
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Awaited, BEHIND, FRAME, Hub, LARGE, PING};
 use crate::{
-    downstream::Downstream,
+    downstream::{Downstream, MESSAGES},
     error::UpstreamError,
     glob,
     pubsub::{special, subscriber::Topic},
@@ -23,17 +23,22 @@ impl Hub {
         let next = self.awaited.borrow_mut().pop_front().map(|(_, what)| what);
         match (next, error) {
             // A SUBSCRIBE that is refused is refused as a whole.
-            (Some(Awaited::Confirm { join, .. }), Some(line)) => {
+            (Some(Awaited::Confirm { join, again, .. }), Some(line)) => {
                 let own = own_error(frame.strip_suffix(b"\r\n").unwrap_or(frame));
                 let text = own.as_deref().and_then(|own| own.strip_prefix(b"-")).unwrap_or(line);
                 tracing::warn!(error = %line.escape_ascii(), "the upstream refused a subscription");
+                if join && again {
+                    // Those who are subscribed hear nothing: it is tried again.
+                    return Err("a subscription that there are clients for was refused");
+                }
                 if join {
                     *self.refusal.borrow_mut() = Some(String::from_utf8_lossy(text).into_owned());
                 }
             }
             // Be the PING itself refused: what was before it has been answered.
             (Some(Awaited::Done(op)), _) => {
-                let refusal = self.refusal.borrow_mut().take();
+                // It may have been of another command's names.
+                let refusal = self.refusal.take().filter(|_| op.join && !self.all_confirmed(&op));
                 self.finish(op, refusal.as_deref());
             }
             (Some(Awaited::Published(down, count)), _) => {
@@ -59,7 +64,7 @@ impl Hub {
 
     fn confirmation(&self, join: bool, space: Space, name: &[u8]) -> Result<usize, &'static str> {
         let mut awaited = self.awaited.borrow_mut();
-        let Some((_, Awaited::Confirm { join: expected, left })) = awaited.front_mut() else {
+        let Some((_, Awaited::Confirm { join: expected, left, .. })) = awaited.front_mut() else {
             // A cluster node gives up the slot of a shard channel without being asked.
             return if join { Err("a confirmation that nobody waits for") } else { Ok(0) };
         };
@@ -174,9 +179,9 @@ impl Audience for Hub {
         for space in [Space::Channel, Space::Shard] {
             let topics = self.topics[space.index()].borrow();
             let names: Vec<_> = topics.values().filter(|t| t.own_upstream()).map(|t| Rc::clone(&t.name)).collect();
-            self.ask(space, true, &names, out);
+            self.ask(space, true, &names, true, out);
         }
-        self.ask_wide(out);
+        self.ask_wide(true, out);
         for op in self.waiting.take() {
             out.extend_from_slice(PING);
             self.await_(Awaited::Done(op));
@@ -212,7 +217,7 @@ impl Audience for Hub {
     }
 
     fn limit(&self) -> usize {
-        self.shared.limits.load().output + FRAME
+        self.shared.limits.load().output.min(MESSAGES) + FRAME
     }
 
     fn take_written(&self, into: &mut Vec<Rc<Downstream>>) {

@@ -1,5 +1,8 @@
 //! An upstream that goes away under subscribers, one that does not answer, and subscribers that do not read.
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::support::free_addr;
+use crate::support::scripted::{Act, Scripted};
 
 use super::{Client, Fence, Redis, call, command, gets, is, show, subscribe};
 
@@ -178,4 +181,61 @@ fn a_large_message_to_many_is_not_held_many_times() {
     all.iter_mut().for_each(|client| gets(client, false, &["message", "c", &payload]));
     let grown = process.memory("VmHWM").saturating_sub(before);
     assert!(grown < 60 * 1024, "grew by {grown} KiB");
+}
+
+#[test]
+fn l4_subscribers_that_do_not_read_hold_little_together() {
+    let redis = Redis::start();
+    let fence = Fence::start(&redis);
+    let Some(process) = fence.process() else { return };
+    let mut all: Vec<Client> = (0..15).map(|_| fence.client()).collect();
+    all.iter_mut().for_each(|client| subscribe(client, false, "c"));
+    let before = process.memory("VmRSS");
+    let mut publisher = fence.client();
+    let payload = "x".repeat(12_000_000);
+    for _ in 0..5 {
+        assert_eq!(call!(publisher, "PUBLISH", "c", &payload)[0], b':');
+    }
+    // All that was sent has been handed out, or not, when another is subscribed.
+    subscribe(&mut publisher, false, "other");
+    // 128 MiB, and what the allocator keeps of the buffers that a message passes through; five of them for all would be 900 MB.
+    let grown = process.memory("VmRSS").saturating_sub(before);
+    assert!(grown < 384 * 1024, "grew by {grown} KiB");
+}
+
+#[test]
+fn a_subscription_refused_on_reconnecting_is_tried_again() {
+    let redis = Redis::start();
+    let asked = AtomicUsize::new(0);
+    let scripted = Scripted::start(redis.addr(), move |request| {
+        let first = request[0] == b"SUBSCRIBE" && request[1].ends_with(b"c") && request.len() == 2;
+        match first.then(|| asked.fetch_add(1, Ordering::Relaxed)) {
+            Some(1) => Act::Reply(b"-ERR not today\r\n".to_vec()),
+            _ => Act::Forward,
+        }
+    });
+    let fence = Fence::start_at(scripted.addr(), "");
+    if fence.process().is_none() {
+        return;
+    }
+    let times =
+        || scripted.seen().iter().filter(|request| request[0] == b"SUBSCRIBE" && request[1].ends_with(b"c")).count();
+    let mut early = fence.client();
+    subscribe(&mut early, false, "c");
+    scripted.drop_connections();
+    // Whoever comes next is not told of a refusal that is not about it.
+    let mut late = fence.client();
+    loop {
+        let said = show(&call!(late, "PSUBSCRIBE", "p*"));
+        assert!(!said.contains("not today"), "{said}");
+        if said.contains("psubscribe") {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while times() < 3 {
+        assert!(tokio::time::Instant::now() < deadline, "asked {} times", times());
+        is!(late, ["PING"], "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    }
 }
