@@ -6,7 +6,7 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     matches_within(pattern, text, &mut work) == Some(true)
 }
 
-/// As [`matches`], in no more than `work` steps, each the comparison of one byte; those taken are subtracted. `None`: they did not suffice.
+/// As [`matches()`], in no more than `work` steps, each the comparison of one byte; those taken are subtracted. `None`: they did not suffice.
 pub fn matches_within(pattern: &[u8], text: &[u8], work: &mut usize) -> Option<bool> {
     let (mut p, mut t) = (0, 0);
     // Where to go on after the last star: behind it in the pattern, and how much of the text it has eaten.
