@@ -8,6 +8,8 @@ export const connection = {
   password: process.env.KEYFENCE_PASSWORD,
 };
 
+export const url = `redis://${tenant}:${connection.password}@${connection.host}:${connection.port}`;
+
 // Waits until `done()` is true; fails after 8 s.
 export async function until(done, what) {
   const deadline = Date.now() + 8000;
