@@ -1,14 +1,10 @@
-// socket.io: two servers of one tenant with an adapter between them, over publish/subscribe and over streams. The other tenant has the
+// Two socket.io servers of one tenant with an adapter between them, and what they say to each other's clients. The other tenant has the
 // same channel and stream names and hears nothing.
 import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
-import { createAdapter as overPubsub } from '@socket.io/redis-adapter';
-import { createAdapter as overStreams } from '@socket.io/redis-streams-adapter';
-import { Redis } from 'ioredis';
-import { createClient } from 'redis';
 import { Server } from 'socket.io';
 import { io } from 'socket.io-client';
-import { connection, tenant, until, url } from './connection.mjs';
+import { tenant, until } from './connection.mjs';
 
 async function server(adapter) {
   const http = createServer();
@@ -24,7 +20,7 @@ async function client(url, heard) {
   return socket;
 }
 
-async function talk(adapters) {
+export async function talk(adapters) {
   const [left, right] = [await server(adapters[0]), await server(adapters[1])];
   const heard = { left: [], right: [] };
   right.sockets.on('connection', (socket) => {
@@ -68,18 +64,3 @@ async function talk(adapters) {
   leftClient.disconnect();
   await Promise.all([left.sockets.close(), right.sockets.close()]);
 }
-
-const ioredis = (count) => Array.from({ length: count }, () => new Redis(connection));
-
-// The adapters' channels have the same names, so each pair leaves before the next one comes.
-let clients = ioredis(4);
-await talk([overPubsub(clients[0], clients[1]), overPubsub(clients[2], clients[3])]);
-for (const each of clients) await each.quit();
-
-clients = await Promise.all(Array.from({ length: 4 }, () => createClient({ url }).connect()));
-await talk([overPubsub(clients[0], clients[1]), overPubsub(clients[2], clients[3])]);
-for (const each of clients) await each.close();
-
-clients = ioredis(2);
-await talk(clients.map((each) => overStreams(each)));
-for (const each of clients) each.disconnect();
