@@ -1,5 +1,7 @@
 """Django's Redis cache, and its sessions in it."""
 
+import time
+
 import django
 import redis
 from connection import LOGIN, TENANT, URL
@@ -32,6 +34,12 @@ session = SessionStore()
 session["tenant"] = TENANT
 session.save()
 assert SessionStore(session.session_key)["tenant"] == TENANT
+
+# A second later, when the other tenant has written to the same names: still this one's.
+time.sleep(1)
+assert cache.get("who") == {"tenant": TENANT, "list": [1, 2]} and cache.get("count") == 4
+assert len(cache.get_many([f"many{i}" for i in range(50)])) == 48
+assert client.dbsize() == 51, client.keys()
 
 # The cache is cleared, of this tenant alone.
 cache.clear()
