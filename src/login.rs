@@ -1,9 +1,9 @@
 //! AUTH and HELLO … AUTH: one path for both doors. A login is checked apart from the data path (a hash may take tens of milliseconds, the
 //! upstream a round trip), failures are slowed per address, and who logs in anew leaves everything of its former tenant behind.
 
-use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
+use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     config::AuthMode,
@@ -22,6 +22,9 @@ use crate::{
 
 /// Logins of one connection that may be refused: with the last it is closed (isolation.md U2).
 const GUESSES: u32 = 10;
+
+/// How long a login waits for its turn among others from its source before it is told to come again.
+const TURN_WITHIN: Duration = Duration::from_secs(10);
 
 /// A login to be checked.
 #[derive(Debug)]
@@ -148,7 +151,9 @@ async fn wait_for<T: 'static>(s: &mut Session, proof: impl Future<Output = T> + 
 
 /// Looks at a login when its turn has come: few from one source at once, each after the delay that the failures before it have earned.
 async fn prove(shared: Arc<Shared>, source: Source, user: Vec<u8>, password: Secret) -> Result<Proven, UpstreamError> {
-    let _turn = shared.throttle.turn(source).await;
+    // A crowd of guesses as the same user from the same address must not hold up the one who knows the password for longer than this.
+    let crowded = |_| UpstreamError::Busy("too many logins as this user from this address are being looked at".into());
+    let _turn = timeout(TURN_WITHIN, shared.throttle.turn(source)).await.map_err(crowded)?;
     let delay = shared.throttle.before(source, Instant::now());
     if !delay.is_zero() {
         sleep(delay).await;

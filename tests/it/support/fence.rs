@@ -30,27 +30,16 @@ impl Fence {
         if target_is_plain() {
             return Self { process: None, addr: upstream, config: None };
         }
-        let addr = free_addr();
-        let file = written(config);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
-        command
-            .env_clear()
-            .arg("run")
-            .arg("--config")
-            .arg(file.path())
-            .args(["--listen", &addr.to_string(), "--upstream", &format!("redis://{upstream}")])
-            .args(["--prefix", PREFIX, "--workers", "1", "--admin", ""])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let process = Process::start(&mut command, |child| child.stderr.take());
-        process.wait_for_line(|line| line.contains("serving"));
-        Self { process: Some(process), addr, config: Some(file) }
+        Self::run(upstream, config, &["--prefix", PREFIX, "--workers", "1"])
     }
 
     /// With tenants: `config` is the whole file but for `listen`, the upstream's address and what tests want of it. A plain server cannot
     /// stand in for this one.
     pub(crate) fn with_tenants(upstream: SocketAddr, config: &str) -> Self {
+        Self::run(upstream, config, &[])
+    }
+
+    fn run(upstream: SocketAddr, config: &str, further: &[&str]) -> Self {
         let addr = free_addr();
         let file = written(config);
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
@@ -60,6 +49,7 @@ impl Fence {
             .arg("--config")
             .arg(file.path())
             .args(["--listen", &addr.to_string(), "--upstream", &format!("redis://{upstream}"), "--admin", ""])
+            .args(further)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
