@@ -15,6 +15,9 @@ use tokio::runtime::{Builder, LocalOptions};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
+/// Stretches that are counted one by one at each depth.
+const STRETCHES: usize = 40;
+
 struct Server(Child);
 
 impl Drop for Server {
@@ -84,12 +87,22 @@ fn get_and_set_allocate_nothing_in_steady_state() {
             exchange(&mut client, &sets, &oks, rounds, &mut buf);
             exchange(&mut client, &gets, &values, rounds, &mut buf);
         };
-        both(2_000);
-        let region = Region::new(ALLOCATOR);
-        both(5_000);
-        let change = region.change();
-        let (commands, allocations) = (2 * 5_000 * depth, change.allocations + change.reallocations);
-        // What is left is the clock's: nothing that grows with the commands.
-        assert!(allocations * 1_000 < commands, "{allocations} allocations for {commands} commands");
+        let rounds = (250 / depth).max(10);
+        both(rounds * 10);
+        // What the clock does now and then, and how much of that falls into this run, is not the commands': most of many short
+        // stretches must be free of allocations, which nothing that grows with the commands would leave.
+        let free = (0..STRETCHES)
+            .filter(|_| {
+                let region = Region::new(ALLOCATOR);
+                both(rounds);
+                let change = region.change();
+                change.allocations + change.reallocations == 0
+            })
+            .count();
+        assert!(
+            free * 2 > STRETCHES,
+            "at {depth}: {free} of {STRETCHES} stretches of {} commands are free",
+            500 * depth
+        );
     }
 }
