@@ -20,7 +20,7 @@ use tokio::time::{Duration, Instant};
 use crate::{
     command::{self, Args, Class, ConnNeed, Lookup, Row, Span},
     error::UpstreamError,
-    proxy, pubsub,
+    monitor, proxy, pubsub,
     resp::{
         self,
         request::{self, Broken, Header, Limits, MAX_BULK, Progress},
@@ -203,6 +203,9 @@ fn choose(s: &mut Session, held: &[u8], spans: &[Span], progress: &Progress) -> 
     }
     if s.own.is_some() && !transaction::reserve(s, declared) {
         return refused(transaction::TOO_LARGE);
+    }
+    if s.tenant.watchers.any() {
+        monitor::show(s, row, &args, argc);
     }
     match &s.own {
         Some(own) => Choice::Sink(Sink::Upstream { conn: Rc::clone(own), row }),

@@ -55,6 +55,8 @@ pub struct Client {
     pub invalidations: AtomicBool,
     /// It tracks keys for itself.
     pub tracks: AtomicBool,
+    /// It watches its tenant's commands.
+    pub monitors: AtomicBool,
     /// What other workers have for it, until its session takes it.
     pub inbox: Inbox,
     /// Waits in a blocking command.
@@ -104,6 +106,7 @@ impl Client {
             subscribed: Default::default(),
             invalidations: AtomicBool::new(false),
             tracks: AtomicBool::new(false),
+            monitors: AtomicBool::new(false),
             inbox: Inbox::default(),
             blocked: AtomicBool::new(false),
             waits_on: Mutex::default(),
@@ -173,8 +176,13 @@ impl Client {
         std::mem::take(&mut *bytes)
     }
 
-    /// Whether it has any subscription.
+    /// Whether it waits for messages.
     pub fn listens(&self) -> bool {
+        self.subscribes() || self.monitors.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has any subscription.
+    pub fn subscribes(&self) -> bool {
         self.subscribed.iter().any(|n| n.load(Ordering::Relaxed) > 0)
     }
 
@@ -187,8 +195,11 @@ impl Client {
         let queued = load(&self.queued);
         let (multi, mut flags) =
             if queued == NO_MULTI { (-1, String::new()) } else { (i64::from(queued), "x".to_owned()) };
-        if self.listens() {
+        if self.subscribes() {
             flags.push('P');
+        }
+        if self.monitors.load(Ordering::Relaxed) {
+            flags.insert(0, 'O');
         }
         let [sub, psub, ssub] = [0, 1, 2].map(|i| load(&self.subscribed[i]));
         if self.blocked.load(Ordering::Relaxed) {

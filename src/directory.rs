@@ -17,7 +17,10 @@ use tokio::sync::Mutex;
 use crate::{
     config::{self, AuthMode, Config, DATABASES, Listen, Template},
     login::Login,
-    tenant::{Limits, Pause, Permitted, Scripts, Tenant, password::Credentials, subscriptions::Subscriptions},
+    tenant::{
+        Limits, Pause, Permitted, Scripts, Tenant, password::Credentials, subscriptions::Subscriptions,
+        watchers::Watchers,
+    },
     upstream::Site,
 };
 
@@ -243,6 +246,7 @@ impl Wanted<'_> {
                 large: AtomicU64::new(0),
                 step: Mutex::default(),
                 subscriptions: Subscriptions::default(),
+                watchers: Watchers::default(),
             }),
         }
     }

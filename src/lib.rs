@@ -24,6 +24,7 @@ pub mod command;
 pub mod downstream;
 pub mod local;
 pub mod login;
+pub mod monitor;
 pub mod plane;
 pub mod proxy;
 pub mod pubsub;

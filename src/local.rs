@@ -11,7 +11,7 @@ mod slowlog;
 use crate::{
     command::{self, Args, Categories, Lookup, Row},
     login::{self, Attempt},
-    pubsub,
+    monitor, pubsub,
     resp::{Proto, Value},
     rewrite::canonical,
     session::{Flow, Replies, Session, Until},
@@ -27,6 +27,7 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
         "AUTH" => auth(s, args),
         "QUIT" => quit(s),
         "CLIENT REPLY" => reply_mode(s, args),
+        "MONITOR" => monitor::command(s),
         // What others do to this session, or it to others, is seen by its earlier commands' replies being there.
         "CLIENT KILL" | "CLIENT TRACKING" | "CLIENT CACHING" | "CLIENT UNBLOCK" | "INFO" if s.down.in_flight() > 0 => {
             Flow::Again(Until::Drained)
@@ -104,6 +105,8 @@ fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
         "PING" => Value::simple("PONG"),
         "ECHO" => Value::bulk(args.at(1)),
         "ROLE" => Value::Array(vec![Value::bulk("master"), Value::Int(0), Value::Array(Vec::new())]),
+        // Where MONITOR was queued in a transaction.
+        "MONITOR" => Value::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
         "LASTSAVE" => Value::Int(info::unix_time(s.worker.shared.started)),
         "SLOWLOG GET" | "SLOWLOG LEN" | "SLOWLOG RESET" | "SLOWLOG HELP" => slowlog::answer(s, row, args),
         "CONFIG GET" => config::get(s, args),
@@ -158,7 +161,7 @@ fn auth(s: &mut Session, args: &Args<'_>) -> Flow {
 pub const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
 fn select_command(s: &mut Session, args: &Args<'_>) -> Flow {
-    let Some(db) = canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < databases(s)) else {
+    let Some(db) = selected(s, args.at(1)) else {
         let error = select_error(args.at(1));
         s.answer(&error);
         return Flow::Next;
@@ -169,6 +172,11 @@ fn select_command(s: &mut Session, args: &Args<'_>) -> Flow {
     select(s, db);
     s.answer(&Value::ok());
     Flow::Next
+}
+
+/// The database that a SELECT of this leads to, if it is one of the tenant's.
+pub fn selected(s: &Session, number: &[u8]) -> Option<u32> {
+    canonical(number).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < databases(s))
 }
 
 /// How many databases the tenant can reach.
@@ -210,6 +218,7 @@ fn reset(s: &mut Session) -> Flow {
     }
     drop_state(s);
     pubsub::leave(s);
+    monitor::leave(s);
     s.set_replies(Replies::On);
     s.proto = Proto::Resp2;
     s.db = 0;

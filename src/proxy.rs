@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     command::{self, Args, Class, ConnNeed, Flags, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
-    local, pubsub,
+    local, monitor, pubsub,
     resp::Value,
     rewrite::{
         self,
@@ -78,6 +78,9 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     if let Some(error) = pubsub::restricted(s, row) {
         return s.refuse(error);
     }
+    if let Some(error) = monitor::restricted(s, row) {
+        return s.refuse(error);
+    }
     if let Some(error) = over_limit(s, row, spans, frame.len()) {
         return s.refuse_over_rate(error);
     }
@@ -99,6 +102,9 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     }
     if s.tracking.is_some() {
         tracking::step(s, row);
+    }
+    if s.tenant.watchers.any() && !std::mem::replace(&mut s.shown, true) {
+        monitor::show(s, row, args, args.len());
     }
     // TRANSACTION
     if let Some(flow) = transaction::step(s, row, args, frame, spans, ahead) {

@@ -38,6 +38,7 @@ use crate::{
     downstream::Downstream,
     error::UpstreamError,
     login::{self},
+    monitor,
     net::ReadHalf,
     proxy,
     pubsub::{self, subscriber::Subscriber},
@@ -124,6 +125,8 @@ pub struct Session {
     pub listener: Rc<str>,
     /// The command at hand has been charged to the tenant's rate, and waits.
     pub paid: bool,
+    /// The command at hand has been shown to those who watch, and waits.
+    pub shown: bool,
     /// Bytes of replies that the tenant's rate has been charged with.
     charged: u64,
     /// HELLO.
@@ -217,6 +220,7 @@ impl Session {
             refused_logins: 0,
             listener: Rc::from(""),
             paid: false,
+            shown: false,
             charged: 0,
             worker: Rc::clone(worker),
             down,
@@ -316,6 +320,7 @@ impl Session {
     /// Gives back or closes what the session held.
     fn end(&mut self) {
         pubsub::leave(self);
+        monitor::leave(self);
         tracking::end(self);
         self.charge_replies(Instant::now());
         if self.logged_in {

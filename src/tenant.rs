@@ -4,6 +4,7 @@ pub mod limits;
 pub mod password;
 pub mod subscriptions;
 pub mod throttle;
+pub mod watchers;
 
 use std::{
     fmt,
@@ -23,6 +24,7 @@ use crate::{
 };
 use limits::Bucket;
 use subscriptions::Subscriptions;
+use watchers::Watchers;
 
 /// One tenant. Without `[tenants]` there is one, called `default`, whose prefix is `key_prefix`.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub struct Tenant {
     pub step: Mutex<()>,
     /// What its connections listen to.
     pub subscriptions: Subscriptions,
+    /// Who watches its commands.
+    pub watchers: Watchers,
 }
 
 impl Tenant {

@@ -19,7 +19,7 @@ use crate::{
         request::{self, Limits, Parsed, Progress},
     },
     rewrite::{
-        self, canonical,
+        self,
         reply::{Exec, Rule, Unprefix, script::Flight},
     },
     scripts,
@@ -309,29 +309,27 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
         Class::Keyed | Class::Keyless => (proxy::rule(s, row, args), None),
         Class::Local => match row.name {
             "SELECT" if s.muted() => return s.refuse("ERR SELECT inside a transaction needs CLIENT REPLY ON"),
-            "SELECT" => {
-                match canonical(args.at(1)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n < local::databases(s)) {
-                    Some(db) => {
-                        let done = Rc::<Cell<bool>>::default();
-                        if let Some(tx) = &mut s.tx {
-                            tx.select = Some((Rc::clone(&done), db));
-                        }
-                        let frame = format!(
-                            "*2\r\n$6\r\nSELECT\r\n${}\r\n{}\r\n",
-                            (s.tenant.db_base + db).to_string().len(),
-                            s.tenant.db_base + db
-                        );
-                        if let Some(own) = &s.own {
-                            own.taint();
-                        }
-                        (Rule::Note(done), Some(frame.into_bytes()))
+            "SELECT" => match local::selected(s, args.at(1)) {
+                Some(db) => {
+                    let done = Rc::<Cell<bool>>::default();
+                    if let Some(tx) = &mut s.tx {
+                        tx.select = Some((Rc::clone(&done), db));
                     }
-                    None => (
-                        Rule::Replace(Bytes::from(local::select_error(args.at(1)).to_bytes(s.proto))),
-                        Some(PLACEHOLDER.to_vec()),
-                    ),
+                    let frame = format!(
+                        "*2\r\n$6\r\nSELECT\r\n${}\r\n{}\r\n",
+                        (s.tenant.db_base + db).to_string().len(),
+                        s.tenant.db_base + db
+                    );
+                    if let Some(own) = &s.own {
+                        own.taint();
+                    }
+                    (Rule::Note(done), Some(frame.into_bytes()))
                 }
-            }
+                None => (
+                    Rule::Replace(Bytes::from(local::select_error(args.at(1)).to_bytes(s.proto))),
+                    Some(PLACEHOLDER.to_vec()),
+                ),
+            },
             "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" | "CLIENT TRACKING"
             | "CLIENT CACHING" | "CLIENT UNBLOCK" => {
                 return s.refuse("ERR Command not allowed inside a transaction");

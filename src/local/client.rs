@@ -149,8 +149,8 @@ impl Type {
 
     fn is(self, client: &Client) -> bool {
         match self {
-            Self::Normal => !client.listens(),
-            Self::PubSub => client.listens(),
+            Self::Normal => !client.subscribes(),
+            Self::PubSub => client.subscribes(),
             Self::Other => false,
         }
     }

@@ -22,7 +22,7 @@ use crate::{
     command::{Row, Span},
     error::UpstreamError,
     login::Login,
-    pubsub,
+    monitor, pubsub,
     resp::{Value, request::Progress},
     rewrite::Namespace,
     tenant::Tenant,
@@ -53,6 +53,7 @@ impl Session {
     /// The command at hand is done with, but for its reply.
     pub fn end_command(&mut self) {
         self.paid = false;
+        self.shown = false;
         self.replies = match self.replies {
             Replies::Skip => Replies::SkipOne,
             Replies::SkipOne => Replies::On,
@@ -177,6 +178,9 @@ impl Session {
     /// Speaks for `tenant`, which has admitted it, from now on; nothing is in flight and no state of another tenant is left.
     pub fn become_tenant(&mut self, tenant: Arc<Tenant>, login: Option<Login>) {
         debug_assert!(self.own.is_none() && self.tx.is_none() && self.down.in_flight() == 0);
+        if self.tenant.id != tenant.id {
+            monitor::leave(self);
+        }
         let waiting = self.client.change(|| self.client.tenant.store(tenant.id, Ordering::Relaxed));
         if self.tenant.id != tenant.id {
             // What waits names keys of the tenant it was.

@@ -13,6 +13,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "command",
             "error",
             "login",
+            "monitor",
             "proxy",
             "pubsub",
             "resp",
@@ -37,11 +38,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "local",
         &[
-            "clients", "command", "glob", "login", "pubsub", "resp", "rewrite", "scoped", "session", "slowlog",
-            "tracking",
+            "clients", "command", "glob", "login", "monitor", "pubsub", "resp", "rewrite", "scoped", "session",
+            "slowlog", "tracking",
         ],
     ),
     ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
+    ("monitor", &["command", "local", "resp", "session"]),
     ("net", &[]),
     ("plane", &["directory", "scripts", "tenant", "upstream", "worker"]),
     (
@@ -50,6 +52,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "command",
             "error",
             "local",
+            "monitor",
             "pubsub",
             "resp",
             "rewrite",
@@ -89,6 +92,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "clients",
             "command",
+            "downstream",
             "error",
             "glob",
             "local",
@@ -100,7 +104,6 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "tracking",
             "upstream",
             "worker",
-            "downstream",
         ],
     ),
     (
@@ -136,6 +139,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "downstream",
             "error",
             "login",
+            "monitor",
             "net",
             "proxy",
             "pubsub",
@@ -151,7 +155,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("slowlog", &[]),
-    ("tenant", &["command", "downstream", "glob", "upstream"]),
+    ("tenant", &["clients", "command", "downstream", "glob", "upstream"]),
     ("tracking", &["command", "downstream", "error", "pubsub", "resp", "rewrite", "session", "upstream", "worker"]),
     (
         "transaction",

@@ -12,6 +12,7 @@ mod faults;
 mod flush;
 mod large;
 mod layers;
+mod monitor;
 mod property;
 mod protocol;
 mod pubsub;

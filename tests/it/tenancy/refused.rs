@@ -84,7 +84,6 @@ fn administration() {
         "ACL LOG",
         "ACL SAVE",
         "ACL USERS",
-        "MONITOR",
         "LATENCY DOCTOR",
         "LATENCY RESET",
         "CLUSTER RESET",
