@@ -18,8 +18,12 @@ run:
 test:
 	@tools/ensure-redis.sh
 	@tools/ensure-clients.sh
+	@tools/ensure-modules.sh >/dev/null || [ $$? = 69 ]
 ifdef NEXTEST
 	$(CARGO) nextest run --locked
+	if modules="$$(tools/ensure-modules.sh)"; then \
+	  KEYFENCE_TEST_SERVER="$$modules" $(CARGO) nextest run --locked --test it -E 'test(/^differential/)'; \
+	fi
 else
 	$(CARGO) test --locked --all-targets
 endif

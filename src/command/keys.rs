@@ -247,8 +247,7 @@ fn module_refusal(row: &Row, args: &Args<'_>) -> Option<String> {
         "TS.CREATERULE" => args.len() < 6,
         "TOPK.INCRBY" => {
             let number = |i| std::str::from_utf8(args.at(i)).ok().and_then(|text| text.parse::<u32>().ok());
-            !args.len().is_multiple_of(2)
-                || (3..args.len()).step_by(2).any(|i| number(i).is_none_or(|n| n == 0 || n > 100_000))
+            !args.len().is_multiple_of(2) || (3..args.len()).step_by(2).any(|i| number(i).is_none_or(|n| n > 100_000))
         }
         _ => false,
     };

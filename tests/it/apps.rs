@@ -23,7 +23,10 @@ passwords = [\"secret-of-two\"]
 
 /// Runs a script of `tests/apps` as both tenants; both must end well, and no key may be anywhere but under their prefixes.
 fn app(script: &str) {
-    let redis = Redis::start_with(free_addr(), &["--notify-keyspace-events", "Ex"]);
+    app_on(script, &Redis::start_with(free_addr(), &["--notify-keyspace-events", "Ex"]));
+}
+
+fn app_on(script: &str, redis: &Redis) {
     let fence = Fence::with_tenants(redis.addr(), CONFIG);
     thread::scope(|scope| {
         let runs = TENANTS.map(|tenant| scope.spawn(|| run(script, &fence, tenant)));
@@ -115,4 +118,11 @@ fn client_cache_of_node_redis() {
 #[test]
 fn expired_keys() {
     app("expired_keys.py");
+}
+
+// redis-py caches on Redis 7.4 and later only.
+#[test]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn client_cache_of_redis_py() {
+    app_on("client_cache.py", &Redis::with_modules());
 }

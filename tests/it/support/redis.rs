@@ -12,6 +12,7 @@ pub(crate) struct Redis {
     process: Process,
     addr: SocketAddr,
     dir: TempDir,
+    binary: String,
 }
 
 impl Redis {
@@ -22,9 +23,22 @@ impl Redis {
 
     /// A fresh server with further arguments.
     pub(crate) fn start_with(addr: SocketAddr, args: &[&str]) -> Self {
+        let binary = std::env::var("KEYFENCE_TEST_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+        Self::start_binary(binary, addr, args)
+    }
+
+    /// A fresh server that has the modules, whatever server the other tests have.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fn with_modules() -> Self {
+        let binary = concat!(env!("CARGO_MANIFEST_DIR"), "/target/modules/redis-server");
+        assert!(std::fs::exists(binary).unwrap(), "no server with modules: run tools/ensure-modules.sh");
+        Self::start_binary(binary.to_owned(), free_addr(), &[])
+    }
+
+    fn start_binary(binary: String, addr: SocketAddr, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let process = launch(addr, &dir, args);
-        Self { process, addr, dir }
+        let process = launch(&binary, addr, &dir, args);
+        Self { process, addr, dir, binary }
     }
 
     /// Where it listens.
@@ -54,7 +68,7 @@ impl Redis {
     /// Starts again, empty, on the same address.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        self.process = launch(self.addr, &self.dir, &[]);
+        self.process = launch(&self.binary, self.addr, &self.dir, &[]);
     }
 
     /// SIGSTOP or SIGCONT: a server that accepts (its kernel does) and never answers, and its end.
@@ -64,8 +78,7 @@ impl Redis {
     }
 }
 
-fn launch(addr: SocketAddr, dir: &TempDir, args: &[&str]) -> Process {
-    let binary = std::env::var("KEYFENCE_TEST_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+fn launch(binary: &str, addr: SocketAddr, dir: &TempDir, args: &[&str]) -> Process {
     let extra = std::env::var("KEYFENCE_TEST_SERVER_ARGS").unwrap_or_default();
     let (ip, port) = (addr.ip().to_string(), addr.port().to_string());
     let mut command = Command::new(binary);
