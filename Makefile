@@ -44,6 +44,7 @@ lint:
 bench:
 	@tools/ensure-redis.sh
 	$(CARGO) build --release --locked
+	$(CARGO) bench --locked
 	python3 benches/load.py
 	python3 benches/compare.py
 	python3 benches/pubsub.py
