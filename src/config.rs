@@ -355,7 +355,6 @@ impl Config {
         let layers = Layers::collect(file, env, cli)?;
         let config = Self::build(&layers)?;
         layers.unserved()?;
-        config.refuse_unserved(&layers)?;
         Ok(config)
     }
 }

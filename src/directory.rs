@@ -41,6 +41,8 @@ pub struct Directory {
     pub nobody: Arc<Tenant>,
     /// Which tenant a connection is by the address it came in on, as the settings write it.
     pub listeners: HashMap<String, Arc<Tenant>>,
+    /// Which tenant a connection is by a name of its TLS connection's.
+    identities: HashMap<String, Arc<Tenant>>,
     /// Tenants that come to be by logging in to the upstream.
     pub newcomers: Newcomers,
     /// The numbers of the tenants of the settings, and of nobody.
@@ -86,7 +88,7 @@ impl Directory {
         let site = |name: &str| sites.get(name).cloned().ok_or_else(|| format!("no upstream '{name}'"));
         let default = site(DEFAULT)?;
         let mut tenants = HashMap::new();
-        let mut listeners = HashMap::new();
+        let (mut listeners, mut identities) = (HashMap::new(), HashMap::new());
         let mut limits = Vec::new();
         for t in &config.tenants {
             let wanted = Wanted {
@@ -103,6 +105,7 @@ impl Directory {
             for listen in &t.listen {
                 listeners.insert(address(listen), Arc::clone(&tenant));
             }
+            identities.extend(t.tls_identities.iter().map(|name| (name.clone(), Arc::clone(&tenant))));
             tenants.insert(t.name.clone(), tenant);
         }
         let open = config.tenants.is_empty() && config.auth.mode == AuthMode::Static;
@@ -137,7 +140,20 @@ impl Directory {
         let credentials = Arc::new(credentials);
         let standing = tenants.values().chain(&anonymous).chain([&nobody]).map(|t| t.id).collect();
         let mode = config.auth.mode;
-        Ok(Self { tenants, anonymous, open, credentials, mode, nobody, listeners, newcomers, standing, limits, ids })
+        Ok(Self {
+            tenants,
+            anonymous,
+            open,
+            credentials,
+            mode,
+            nobody,
+            listeners,
+            identities,
+            newcomers,
+            standing,
+            limits,
+            ids,
+        })
     }
 
     /// Puts the limits of the settings into force. Tenants that have not changed are shared with the directory before this one: until this is
@@ -179,14 +195,24 @@ impl Directory {
         self.standing.contains(&tenant) || self.newcomers.known.iter().any(|t| t.id == tenant)
     }
 
-    /// Who a connection that came in on `listener`, as the settings write it, is before it says so; none: it must log in.
-    pub fn first(&self, listener: &str) -> Option<&Arc<Tenant>> {
-        self.listeners.get(listener).or(self.anonymous.as_ref())
+    /// Who a connection that came in on `listener`, as the settings write it, with these names of its TLS connection's, is before it says so,
+    /// and by what; none: it must log in.
+    pub fn first(&self, listener: &str, identities: &[String]) -> Option<(&Arc<Tenant>, Option<Login>)> {
+        let of_listener = self.listeners.get(listener).map(|tenant| (tenant, None));
+        let identified = || {
+            let of = |name: &String| Some((self.identities.get(name)?, Some(Login::Identity(name.clone()))));
+            identities.iter().find_map(of)
+        };
+        of_listener.or_else(identified).or_else(|| self.anonymous.as_ref().map(|tenant| (tenant, None)))
     }
 
     /// Whether a session of the tenant with this number that logged in so, or did not have to, may go on under this directory.
     pub fn stands(&self, tenant: u32, login: Option<&Login>) -> bool {
-        let Some(Login { user, password }) = login else { return self.standing.contains(&tenant) };
+        let (user, password) = match login {
+            None => return self.standing.contains(&tenant),
+            Some(Login::Identity(name)) => return self.identities.get(name).is_some_and(|t| t.id == tenant),
+            Some(Login::User(user, password)) => (user, password),
+        };
         match (self.mode, password) {
             (AuthMode::Static, Some(id)) => self.credentials.holds(user, *id) && self.standing.contains(&tenant),
             (AuthMode::Upstream, None) => std::str::from_utf8(user).is_ok_and(|name| match self.tenants.get(name) {

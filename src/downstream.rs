@@ -392,6 +392,10 @@ impl Downstream {
                 Err(e) => return Err(e),
             }
         }
+        // What is encrypted and waits for room is waited for as what is not.
+        if !self.blocked.get() && !write.try_flush()? {
+            self.blocked.set(true);
+        }
         if sent == out.len() {
             sent = 0;
             self.spares.put(std::mem::take(&mut *out));

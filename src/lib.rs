@@ -49,4 +49,5 @@ pub mod glob;
 pub mod net;
 pub mod slowlog;
 pub mod tenant;
+pub mod tls;
 pub mod walk;

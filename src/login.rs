@@ -53,11 +53,11 @@ impl Attempt {
 
 /// What a session logged in with: when that is taken out of the settings, the session ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Login {
-    /// The user's name.
-    pub user: Vec<u8>,
-    /// Which of the user's passwords; none where the upstream checked it.
-    pub password: Option<PasswordId>,
+pub enum Login {
+    /// As this user, with one of the user's passwords; none where the upstream checked it.
+    User(Vec<u8>, Option<PasswordId>),
+    /// By this name of its TLS connection's.
+    Identity(String),
 }
 
 /// Who somebody turned out to be.
@@ -169,7 +169,7 @@ async fn prove(shared: Arc<Shared>, source: Source, user: Vec<u8>, password: Sec
 /// Who it is, if the login is right.
 async fn check(shared: &Shared, user: &[u8], password: &[u8]) -> Result<Proven, UpstreamError> {
     let directory = shared.directory.load_full();
-    let login = |password| Login { user: user.to_vec(), password };
+    let login = |password| Login::User(user.to_vec(), password);
     match directory.mode {
         AuthMode::Static => match directory.credentials.login(user, password).await {
             Outcome::Accepted(id) => {
@@ -201,9 +201,9 @@ async fn check(shared: &Shared, user: &[u8], password: &[u8]) -> Result<Proven, 
 /// RESET: as just connected. Nothing is in flight.
 pub fn start_over(s: &mut Session) {
     let directory = s.worker.shared.directory.load_full();
-    match directory.first(&s.listener).cloned() {
-        Some(tenant) if tenant.id == s.tenant.id && s.logged_in => s.set_login(None),
-        Some(tenant) if tenant.admit() => s.become_tenant(tenant, None),
+    match directory.first(&s.listener, &s.identities) {
+        Some((tenant, login)) if tenant.id == s.tenant.id && s.logged_in => s.set_login(login),
+        Some((tenant, login)) if tenant.admit() => s.become_tenant(Arc::clone(tenant), login),
         _ => s.become_nobody(),
     }
     end_if_reloaded(s);

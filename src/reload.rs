@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rustls::ClientConfig;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -19,6 +20,7 @@ use crate::{
     config::{self, AclWall, AuthMode, Config},
     directory::{DEFAULT, Directory},
     plane, server,
+    tls::UpstreamTls,
     upstream::{
         Logins, Site, Target,
         wall::{Identity, Wall},
@@ -64,6 +66,9 @@ async fn stop_all(children: HashMap<String, Child>) {
         let _ = supervisor.await;
     }
 }
+
+/// TLS of an upstream, and what is to be in force for it.
+type Renewed = (Arc<UpstreamTls>, Arc<ClientConfig>);
 
 /// Takes the users of keyfence's own away from an upstream that is not used any more.
 async fn leave(site: &Site) {
@@ -114,6 +119,18 @@ impl Sites {
         let children = gone.iter().filter_map(|(name, _)| Some((name.clone(), self.managed.remove(name)?))).collect();
         self.managed.extend(staged.managed);
         Gone { sites: gone.into_iter().map(|(_, site)| site).collect(), children }
+    }
+
+    /// Reads the certificates and keys of those in force again.
+    ///
+    /// # Errors
+    /// What is wrong with which file.
+    fn renew_tls(&self) -> Result<Vec<Renewed>, String> {
+        let of = |(name, site): (&String, &Arc<Site>)| {
+            let tls = site.target.tls.as_ref()?;
+            Some(tls.renew().map(|config| (Arc::clone(tls), config)).map_err(|e| format!("upstream '{name}': {e}")))
+        };
+        self.by_name.iter().filter_map(of).collect()
     }
 
     /// Starts looking after those that are new, and stops with those that are gone.
@@ -266,6 +283,8 @@ impl Reload {
             tracing::warn!(setting = name, "changed, but takes effect only with a restart");
         }
         let before = self.shared.directory.load_full();
+        let listening = server::listening_tls(&Config { listen: self.config.listen.clone(), ..config.clone() })?;
+        let renewed = self.sites.renew_tls()?;
         let staged = self.sites.stage(&config).await?;
         let directory = match self.prepare(&config, &staged, &before).await {
             Ok(directory) => directory,
@@ -284,6 +303,8 @@ impl Reload {
         };
         // From here on nothing can fail.
         config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+        self.shared.tls.store(listening);
+        renewed.into_iter().for_each(|(tls, config)| tls.take(config));
         let gone = self.sites.take(staged);
         self.shared.limits.store(Arc::new(server::client_limits(&config)));
         self.shared.slowlog.set(config.admin.slowlog_threshold, config.admin.slowlog_length);

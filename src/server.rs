@@ -6,6 +6,10 @@
 //!      └──────────────── Shared ──────────────────────── upstream connections
 //! ```
 
+mod handshake;
+
+use handshake::Handshakes;
+
 use std::{
     cell::Cell,
     io,
@@ -18,10 +22,10 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
-    net::{TcpListener, UnixListener, lookup_host},
+    net::{TcpListener, TcpStream, UnixListener, lookup_host},
     runtime::{Builder, LocalOptions},
     sync::{Notify, watch},
     time::{Instant, sleep, timeout_at},
@@ -29,7 +33,7 @@ use tokio::{
 
 use crate::{
     clients::{Client, Clients},
-    config::{self, Config, Endpoint as Place, Listen},
+    config::{self, ClientAuth, Config, Endpoint as Place, Listen},
     directory::{self, Directory},
     downstream::{Alarm, Downstream},
     login,
@@ -41,8 +45,9 @@ use crate::{
     session::Session,
     slowlog::SlowLog,
     tenant::throttle::Throttle,
+    tls::{self, UpstreamTls},
     upstream::{Endpoint, Target, managed},
-    worker::{ClientLimits, Shared, Worker},
+    worker::{ClientLimits, ListeningTls, Shared, Worker},
 };
 
 /// Connections that may wait to be accepted, per worker.
@@ -55,6 +60,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// When the managed server cannot be started.
 pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::Managed>), String> {
+    let tls = match &up.endpoint {
+        Place::Tcp { host, .. } if up.use_tls => {
+            let tls = UpstreamTls::new(host, &up.tls).map_err(|e| format!("upstream at {host}: {e}"))?;
+            Some(Arc::new(tls))
+        }
+        _ => None,
+    };
     let (endpoint, child) = match &up.endpoint {
         Place::Tcp { host, port } => (Endpoint::Tcp(host.clone(), *port), None),
         Place::Unix(path) => (Endpoint::Unix(path.clone()), None),
@@ -69,6 +81,7 @@ pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::
         password: up.password.expose().to_owned(),
         connect_timeout: up.connect_timeout,
         socket_timeout: up.socket_timeout,
+        tls,
     };
     Ok((target, child))
 }
@@ -93,7 +106,8 @@ pub async fn run(
     for (listen, of_tenant) in of_all.chain(of_tenants) {
         let one = Bound { of_tenant, ..bind(listen, workers).await? };
         // Two listeners on one address would each get some of its connections, and with them the other's tenant.
-        if let Some(other) = bound.iter().find(|b: &&Bound| b.shown == one.shown) {
+        let same = |b: &&Bound| b.shown.trim_start_matches("tls:") == one.shown.trim_start_matches("tls:");
+        if let Some(other) = bound.iter().find(same) {
             return Err(format!("cannot listen on {}: it is the same address as {}", one.name, other.name));
         }
         bound.push(one);
@@ -112,6 +126,7 @@ pub async fn run(
         flushes: Flushes::default(),
         scripts: Store::default(),
         slowlog: Arc::new(SlowLog::new(config.admin.slowlog_threshold, config.admin.slowlog_length)),
+        tls: ArcSwapOption::new(listening_tls(&config)?),
         started: Instant::now(),
         port,
         run_id: random_id(),
@@ -175,6 +190,18 @@ pub(crate) fn client_limits(config: &Config) -> ClientLimits {
     ClientLimits { output: config.client_output_limit, clients: config.max_clients, idle: config.client_idle_timeout }
 }
 
+/// What the `tls:` listeners need, read anew from the files; none without such a listener.
+///
+/// # Errors
+/// What is wrong with which setting or file.
+pub(crate) fn listening_tls(config: &Config) -> Result<Option<Arc<ListeningTls>>, String> {
+    if !config.listens_with_tls() {
+        return Ok(None);
+    }
+    let names_asked_for = config.tls.client_auth == ClientAuth::Off;
+    Ok(Some(Arc::new(ListeningTls { config: tls::server(&config.tls)?, names_asked_for })))
+}
+
 fn random_id() -> String {
     (0..40).map(|_| char::from_digit(fastrand::u32(..16), 16).unwrap_or('0')).collect()
 }
@@ -193,12 +220,15 @@ struct Bound {
 
 enum Listener {
     Tcp(StdTcpListener),
+    /// With TLS.
+    Tls(StdTcpListener),
     Unix(StdUnixListener),
 }
 
 async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
     match listen {
-        Listen::Tcp(address) => {
+        Listen::Tcp(address) | Listen::Tls(address) => {
+            let tls = matches!(listen, Listen::Tls(_));
             let failed = |e: io::Error| format!("cannot listen on {address}: {e}");
             let mut at = lookup_host(address)
                 .await
@@ -210,12 +240,12 @@ async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
                 let listener = bind_tcp(at).map_err(failed)?;
                 // Port 0 became a real one with the first.
                 at = listener.local_addr().map_err(failed)?;
-                listeners.push(Listener::Tcp(listener));
+                listeners.push(if tls { Listener::Tls(listener) } else { Listener::Tcp(listener) });
             }
             Ok(Bound {
                 name: directory::address(listen),
                 of_tenant: false,
-                shown: at.to_string(),
+                shown: if tls { format!("tls:{at}") } else { at.to_string() },
                 port: Some(at.port()),
                 path: None,
                 listeners,
@@ -237,7 +267,6 @@ async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
                 listeners,
             })
         }
-        Listen::Tls(address) => Err(format!("cannot listen on tls:{address}: TLS is not served by this version yet")),
     }
 }
 
@@ -305,7 +334,7 @@ fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String, bool)>, mut leav
         let mut accepting = Vec::new();
         for (listener, name, of_tenant) in listeners {
             let (worker, sessions) = (Rc::clone(&worker), Rc::clone(&sessions));
-            let address = Address { name: Rc::from(name), of_tenant };
+            let address = Rc::new(Address { name: Rc::from(name), of_tenant });
             accepting.push(tokio::task::spawn_local(async move {
                 if let Err(error) = accept(&worker, &sessions, listener, &address).await {
                     tracing::error!(%error, "a listener failed");
@@ -329,25 +358,71 @@ fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String, bool)>, mut leav
     });
 }
 
-async fn accept(worker: &Rc<Worker>, sessions: &Rc<Sessions>, listener: Listener, address: &Address) -> io::Result<()> {
+/// A new connection, and the client's address and ours.
+enum Accepted {
+    /// Ready.
+    Plain((ReadHalf, WriteHalf), (String, String)),
+    /// Its handshake is still to come.
+    Tls(TcpStream, (String, String)),
+}
+
+async fn accept(
+    worker: &Rc<Worker>,
+    sessions: &Rc<Sessions>,
+    listener: Listener,
+    address: &Rc<Address>,
+) -> io::Result<()> {
     enum Any {
         Tcp(TcpListener),
+        Tls(TcpListener),
         Unix(UnixListener),
     }
     let listener = match listener {
         Listener::Tcp(l) => Any::Tcp(TcpListener::from_std(l)?),
+        Listener::Tls(l) => Any::Tls(TcpListener::from_std(l)?),
         Listener::Unix(l) => Any::Unix(UnixListener::from_std(l)?),
     };
+    let handshakes = Rc::<Handshakes>::default();
     loop {
         let accepted = match &listener {
             Any::Tcp(l) => l.accept().await.and_then(|(stream, peer)| {
                 let local = stream.local_addr()?;
-                Ok((split_tcp(stream)?, peer.to_string(), local.to_string()))
+                Ok(Accepted::Plain(split_tcp(stream)?, (peer.to_string(), local.to_string())))
             }),
-            Any::Unix(l) => l.accept().await.map(|(stream, _)| (split_unix(stream), "unix:0".into(), "unix:0".into())),
+            Any::Tls(l) => l.accept().await.and_then(|(stream, peer)| {
+                let local = stream.local_addr()?;
+                Ok(Accepted::Tls(stream, (peer.to_string(), local.to_string())))
+            }),
+            Any::Unix(l) => {
+                let named = |stream| Accepted::Plain(split_unix(stream), ("unix:0".into(), "unix:0".into()));
+                l.accept().await.map(|(stream, _)| named(stream))
+            }
         };
         match accepted {
-            Ok(((read, write), addr, laddr)) => greet(worker, sessions, address, (read, write), (addr, laddr)),
+            Ok(Accepted::Plain(halves, addresses)) => {
+                greet(worker, sessions, address, halves, addresses, Box::default());
+            }
+            Ok(Accepted::Tls(stream, addresses)) => {
+                let (worker, sessions) = (Rc::clone(worker), Rc::clone(sessions));
+                let (handshakes, address) = (Rc::clone(&handshakes), Rc::clone(address));
+                tokio::task::spawn_local(async move {
+                    let Some(_one) = handshakes.begin() else {
+                        tracing::debug!(client = addresses.0, "too many handshakes at once: closed");
+                        return;
+                    };
+                    let Some((config, names_asked_for)) =
+                        worker.shared.tls.load_full().map(|tls| (Arc::clone(&tls.config), tls.names_asked_for))
+                    else {
+                        return;
+                    };
+                    match handshake::shake(stream, config, names_asked_for).await {
+                        Ok((read, write, names)) => {
+                            greet(&worker, &sessions, &address, (read, write), addresses, names.into());
+                        }
+                        Err(error) => tracing::debug!(client = addresses.0, %error, "no TLS handshake: closed"),
+                    }
+                });
+            }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 sleep(ACCEPT_PAUSE).await;
@@ -363,16 +438,17 @@ fn greet(
     listener: &Address,
     (read, write): (ReadHalf, WriteHalf),
     (addr, laddr): (String, String),
+    identities: Box<[String]>,
 ) {
     let shared = &worker.shared;
     let limits = shared.limits.load();
     let directory = shared.directory.load();
-    let tenant = directory.first(&listener.name);
+    let first = directory.first(&listener.name, &identities);
     if listener.of_tenant && !directory.listeners.contains_key(&*listener.name) {
         let _ = write.try_write(b"-ERR the tenant of this address is not served any more\r\n");
         return;
     }
-    if shared.clients.len() >= limits.clients || tenant.is_some_and(|t| !t.admit()) {
+    if shared.clients.len() >= limits.clients || first.as_ref().is_some_and(|(tenant, _)| !tenant.admit()) {
         let _ = write.try_write(b"-ERR max number of clients reached\r\n");
         return;
     }
@@ -384,8 +460,9 @@ fn greet(
     let down = Rc::new(Downstream::new(write, limits.output, Rc::clone(&worker.spares), alarm));
     let mut session = Session::new(worker, read, down, Arc::clone(&client));
     session.listener = Rc::clone(&listener.name);
-    if let Some(tenant) = tenant {
-        session.become_tenant(Arc::clone(tenant), None);
+    session.identities.clone_from(&identities);
+    if let Some((tenant, login)) = first {
+        session.become_tenant(Arc::clone(tenant), login);
         login::end_if_reloaded(&session);
     }
     sessions.count.set(sessions.count.get() + 1);

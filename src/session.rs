@@ -123,6 +123,8 @@ pub struct Session {
     pub refused_logins: u32,
     /// The address it came in on, as the settings write it.
     pub listener: Rc<str>,
+    /// Names of its TLS connection's that may be a tenant's.
+    pub identities: Box<[String]>,
     /// The command at hand has been charged to the tenant's rate, and waits.
     pub paid: bool,
     /// The command at hand has been shown to those who watch, and waits.
@@ -219,6 +221,7 @@ impl Session {
             nobody_since: Instant::now(),
             refused_logins: 0,
             listener: Rc::from(""),
+            identities: Box::default(),
             paid: false,
             shown: false,
             charged: 0,

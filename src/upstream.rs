@@ -41,6 +41,7 @@ use crate::{
     net::{self, ReadHalf, WriteHalf},
     resp::{self, Proto, reply::Scanner},
     slowlog::SlowLog,
+    tls::UpstreamTls,
 };
 
 /// Length of one tick of a worker's clock: how exact deadlines are.
@@ -140,6 +141,8 @@ pub struct Target {
     pub connect_timeout: Duration,
     /// For a request, queueing included.
     pub socket_timeout: Duration,
+    /// How its TLS is, if it has any.
+    pub tls: Option<Arc<UpstreamTls>>,
 }
 
 impl fmt::Debug for Target {
@@ -276,7 +279,10 @@ impl Target {
     /// Connects, logs in, and puts the connection into the state of pool `key`. A refused login is `PermissionDenied`.
     async fn connect(&self, username: &str, password: &str, key: &Key) -> io::Result<(ReadHalf, WriteHalf)> {
         let (mut read, write) = match &self.endpoint {
-            Endpoint::Tcp(host, port) => net::connect_tcp(host, *port).await?,
+            Endpoint::Tcp(host, port) => match &self.tls {
+                None => net::connect_tcp(host, *port).await?,
+                Some(tls) => net::connect_tls(host, *port, tls.config(), tls.name.clone()).await?,
+            },
             Endpoint::Unix(path) => net::connect_unix(path).await?,
         };
         let mut hello = Vec::new();
@@ -299,16 +305,7 @@ impl Target {
         if key.db != 0 {
             say(&[b"SELECT", key.db.to_string().as_bytes()]);
         }
-        let mut sent = 0;
-        while sent < hello.len() {
-            match write.try_write(&hello[sent..]) {
-                Ok(n) => sent += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    std::future::poll_fn(|cx| write.poll_ready(cx)).await?;
-                }
-                Err(e) => return Err(e),
-            }
-        }
+        write.write_all(&hello, |_| ()).await?;
         let mut got = Vec::new();
         let mut chunk = [0; 1024];
         let (mut scanner, mut at, mut first) = (Scanner::default(), 0, 0);

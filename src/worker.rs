@@ -5,7 +5,8 @@ mod reach;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::ServerConfig;
 use tokio::time::Instant;
 
 pub use reach::Reach;
@@ -40,6 +41,15 @@ pub struct ClientLimits {
     pub idle: Option<Duration>,
 }
 
+/// How the `tls:` listeners shake hands.
+#[derive(Debug)]
+pub struct ListeningTls {
+    /// Certificates and keys.
+    pub config: Arc<ServerConfig>,
+    /// Whether the name that a client asked for may make it a tenant's.
+    pub names_asked_for: bool,
+}
+
 /// What all workers share.
 #[derive(Debug)]
 pub struct Shared {
@@ -57,6 +67,8 @@ pub struct Shared {
     pub flushes: Flushes,
     /// The scripts of all tenants.
     pub scripts: Store,
+    /// TLS of the listeners that have it.
+    pub tls: ArcSwapOption<ListeningTls>,
     /// When this process began to serve.
     pub started: Instant,
     /// TCP port shown in INFO.

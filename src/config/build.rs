@@ -1,6 +1,8 @@
 //! From values by path to the typed [`Config`]: what a row alone cannot check, and how keys work together.
 
-use super::source::{Layers, NOT_SERVED};
+use std::collections::HashMap;
+
+use super::source::Layers;
 use super::{
     AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Secret,
     Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
@@ -64,21 +66,53 @@ impl Config {
             },
         };
         tenants::check(&config, s)?;
+        config.check_tls(s)?;
         Ok(config)
     }
 
-    /// What the rows cannot say: single values that this version parses but does not serve.
-    pub(super) fn refuse_unserved(&self, s: &Layers) -> Result<(), ConfigError> {
-        if self.listen.iter().any(|l| matches!(l, Listen::Tls(_))) {
-            return Err(s.error("listen", format!("tls: {NOT_SERVED}")));
+    /// Keys of TLS that work together.
+    fn check_tls(&self, s: &Layers) -> Result<(), ConfigError> {
+        let tls = |l: &Listen| matches!(l, Listen::Tls(_));
+        let listens = self.listens_with_tls();
+        for (name, file) in [("cert_file", &self.tls.cert_file), ("key_file", &self.tls.key_file)] {
+            if listens && file.as_os_str().is_empty() {
+                let message = format!("a tls: listener needs a certificate: set tls.{name}");
+                let key = if self.listen.iter().any(tls) {
+                    "listen".to_owned()
+                } else {
+                    let tenant = self.tenants.iter().find(|t| t.listen.iter().any(tls));
+                    tenant.map_or_else(String::new, |t| tenants::key(&t.name, "listen"))
+                };
+                return Err(s.error(&key, message));
+            }
         }
+        if self.tls.client_auth != ClientAuth::Off && self.tls.client_ca_file.as_os_str().is_empty() {
+            let message = "client certificates need an authority that signed them: set tls.client_ca_file";
+            return Err(s.error("tls.client_auth", message));
+        }
+        let mut known = HashMap::new();
         for tenant in &self.tenants {
-            let key = |name: &str| tenants::key(&tenant.name, name);
-            if tenant.listen.iter().any(|l| matches!(l, Listen::Tls(_))) {
-                return Err(s.error(&key("listen"), format!("tls: {NOT_SERVED}")));
+            let key = tenants::key(&tenant.name, "tls_identities");
+            for name in &tenant.tls_identities {
+                if name.is_empty() || name.contains(char::is_control) {
+                    let message = format!("{} is no name: empty, or with a control character", value::quoted(name));
+                    return Err(s.error(&key, message));
+                }
+                if let Some(other) = known.insert(name, &tenant.name).filter(|other| **other != tenant.name) {
+                    let (name, other) = (value::quoted(name), value::quoted(other));
+                    return Err(
+                        s.error(&key, format!("{name} is tenant {other} too: a connection must be one tenant's"))
+                    );
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether any listener is one of TLS.
+    pub fn listens_with_tls(&self) -> bool {
+        let of_tenants = self.tenants.iter().flat_map(|t| &t.listen);
+        self.listen.iter().chain(of_tenants).any(|l| matches!(l, Listen::Tls(_)))
     }
 }
 
@@ -124,6 +158,21 @@ fn upstream(s: &Layers, section: &str) -> Result<Upstream, ConfigError> {
         }
     }
     let address = address.unwrap_or_default();
+    let use_tls = s.bool(&key("use_tls")) || address.tls;
+    if use_tls && !matches!(endpoint, Endpoint::Tcp { .. }) {
+        return Err(s.error(&key("use_tls"), "a unix socket has no TLS"));
+    }
+    for (name, holds) in [
+        ("ca_file", !s.text(&key("tls.ca_file")).is_empty()),
+        ("cert_file", !s.text(&key("tls.cert_file")).is_empty()),
+        ("key_file", !s.text(&key("tls.key_file")).is_empty()),
+        ("server_name", !s.text(&key("tls.server_name")).is_empty()),
+        ("insecure_skip_verify", s.bool(&key("tls.insecure_skip_verify"))),
+    ] {
+        if holds && !use_tls {
+            return Err(s.error(&key(&format!("tls.{name}")), "has no effect without use_tls or rediss://"));
+        }
+    }
     // What the url says holds, unless the key of its own stands in a place that goes before the url's.
     let newer = |name: &str| s.origin(&key(name)).rank() > rank;
     Ok(Upstream {
@@ -136,7 +185,7 @@ fn upstream(s: &Layers, section: &str) -> Result<Upstream, ConfigError> {
         password: Secret::new(
             address.password.filter(|_| !newer("password")).unwrap_or_else(|| s.text(&key("password"))),
         ),
-        use_tls: s.bool(&key("use_tls")),
+        use_tls,
         socket_timeout: s.duration(&key("socket_timeout")),
         connect_timeout: s.duration(&key("connect_timeout")),
         connections_per_worker: s.number(&key("connections_per_worker"))?,

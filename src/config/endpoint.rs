@@ -33,6 +33,7 @@ pub(super) struct Address {
     pub(super) username: Option<String>,
     pub(super) password: Option<String>,
     pub(super) db: Option<u32>,
+    pub(super) tls: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -51,11 +52,10 @@ pub(super) fn parse(text: &str) -> Result<Address, String> {
     };
     match scheme.to_ascii_lowercase().as_str() {
         "redis" => tcp(text),
+        "rediss" => Ok(Address { tls: true, ..tcp(text)? }),
         "redis+unix" | "unix" => unix(rest),
-        known @ ("rediss" | "redis-sentinel" | "redis-cluster") => {
-            Err(format!("{known}://: not served by this version yet"))
-        }
-        _ => Err("unknown scheme; write redis://, redis+unix://, unix:// or \"managed\"".into()),
+        known @ ("redis-sentinel" | "redis-cluster") => Err(format!("{known}://: not served by this version yet")),
+        _ => Err("unknown scheme; write redis://, rediss://, redis+unix://, unix:// or \"managed\"".into()),
     }
 }
 
@@ -84,6 +84,7 @@ fn tcp(text: &str) -> Result<Address, String> {
         username: present(url.username())?,
         password: url.password().map(decoded).transpose()?,
         db,
+        tls: false,
     })
 }
 
@@ -146,8 +147,10 @@ mod tests {
             ("redis+unix:///run/r%20s.sock?db=2", unix("/run/r s.sock"), None, None, Some(2)),
             ("unix://u:p+1@/s", unix("/s"), some("u"), some("p+1"), None),
         ] {
-            assert_eq!(parse(text), Ok(Address { place, username, password, db }), "{text}");
+            assert_eq!(parse(text), Ok(Address { place, username, password, db, tls: false }), "{text}");
         }
+        let address = parse("rediss://u:p@h:7/3").unwrap();
+        assert!(address.tls && address.db == Some(3) && address.place == Some(Place::Tcp("h".into(), 7)));
     }
 
     #[test]
@@ -167,7 +170,7 @@ mod tests {
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
-        for text in ["rediss://h", "redis-sentinel://h/m", "redis-cluster://h"] {
+        for text in ["redis-sentinel://h/m", "redis-cluster://h"] {
             let error = parse(text).expect_err(text);
             assert!(error.ends_with("not served by this version yet"), "{error}");
         }

@@ -184,6 +184,43 @@ fn whatever_the_file_holds_the_error_is_one_line() {
 }
 
 #[test]
+fn tls_takes_keys_that_go_together() {
+    for (text, error) in [
+        ("listen = [\"tls:a:1\"]", "config.toml:1: listen: a tls: listener needs a certificate: set tls.cert_file"),
+        (
+            "[tenants.a]\nlisten = [\"tls:a:1\"]\n[tls]\ncert_file = \"c\"",
+            "config.toml:2: tenants.a.listen: a tls: listener needs a certificate: set tls.key_file",
+        ),
+        (
+            "[tls]\nclient_auth = \"required\"",
+            "config.toml:2: tls.client_auth: client certificates need an authority that signed them: set tls.client_ca_file",
+        ),
+        (
+            "[tenants.a]\ntls_identities = [\"x\"]\n[tenants.b]\ntls_identities = [\"y\", \"x\"]",
+            "config.toml:4: tenants.b.tls_identities: 'x' is tenant 'a' too: a connection must be one tenant's",
+        ),
+        (
+            "[tenants.a]\ntls_identities = [\"x\\u0000y\"]",
+            "config.toml:2: tenants.a.tls_identities: 'x\\u{0}y' is no name: empty, or with a control character",
+        ),
+        (
+            "[upstream]\ntls = { ca_file = \"a\" }",
+            "config.toml:2: upstream.tls.ca_file: has no effect without use_tls or rediss://",
+        ),
+        (
+            "[upstream]\nurl = \"unix:///s\"\nuse_tls = true",
+            "config.toml:3: upstream.use_tls: a unix socket has no TLS",
+        ),
+    ] {
+        assert_eq!(file(text).err().as_deref(), Some(error));
+    }
+    let config = file("[upstream]\nurl = \"rediss://h:1\"\ntls = { ca_file = \"a\", server_name = \"n\" }").unwrap();
+    assert!(config.upstream.use_tls && config.upstream.tls.server_name == "n");
+    let config = file("listen = [\"tls:a:1\"]\n[tls]\ncert_file = \"c\"\nkey_file = \"k\"").unwrap();
+    assert!(config.listens_with_tls());
+}
+
+#[test]
 fn what_is_not_served_yet_is_refused_by_name() {
     for (text, error) in [
         ("[tenants.a]\nlimits = { keys = 1 }", "config.toml:2: tenants.a.limits.keys: not served by this version yet"),
@@ -191,20 +228,7 @@ fn what_is_not_served_yet_is_refused_by_name() {
             "[tenants.a.limits]\nmemory = \"1MB\"",
             "config.toml:2: tenants.a.limits.memory: not served by this version yet",
         ),
-        ("[tenants.a]\nlisten = [\"tls:a:1\"]", "config.toml:2: tenants.a.listen: tls: not served by this version yet"),
-        (
-            "[tenants.a]\ntls_identities = [\"a\"]",
-            "config.toml:2: tenants.a.tls_identities: not served by this version yet",
-        ),
         ("[tenants.a]\ntier = true", "config.toml:2: tenants.a.tier: not served by this version yet"),
-        ("[upstreams.o]\nuse_tls = true", "config.toml:2: upstreams.o.use_tls: not served by this version yet"),
-        ("listen = [\"tls:a:1\"]", "config.toml:1: listen: tls: not served by this version yet"),
-        ("[upstream]\nuse_tls = true", "config.toml:2: upstream.use_tls: not served by this version yet"),
-        (
-            "[upstream]\ntls = { ca_file = \"a\" }",
-            "config.toml:2: upstream.tls.ca_file: not served by this version yet",
-        ),
-        ("[upstream]\nurl = \"rediss://h\"", "config.toml:2: upstream.url: rediss://: not served by this version yet"),
         (
             "[upstream]\nurl = \"redis-sentinel://h/m\"",
             "config.toml:2: upstream.url: redis-sentinel://: not served by this version yet",
@@ -214,7 +238,6 @@ fn what_is_not_served_yet_is_refused_by_name() {
             "config.toml:2: upstream.url: redis-cluster://: not served by this version yet",
         ),
         ("[tier]\nenabled = true", "config.toml:2: tier.enabled: not served by this version yet"),
-        ("[tls]\ncert_file = \"a\"", "config.toml:2: tls.cert_file: not served by this version yet"),
     ] {
         assert_eq!(file(text).err().as_deref(), Some(error));
     }

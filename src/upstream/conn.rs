@@ -486,21 +486,9 @@ impl Conn {
             })
             .await;
             let buf = std::mem::replace(&mut *self.out.borrow_mut(), self.env.spares.take());
-            let mut sent = 0;
-            while sent < buf.len() {
-                self.writing.set(buf.len() - sent);
-                match write.try_write(&buf[sent..]) {
-                    Ok(n) => sent += n,
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        if poll_fn(|cx| write.poll_ready(cx)).await.is_err() {
-                            return self.fail(&UpstreamError::Lost);
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(upstream = %self.env.site.target, %error, "upstream connection broke");
-                        return self.fail(&UpstreamError::Lost);
-                    }
-                }
+            if let Err(error) = write.write_all(&buf, |left| self.writing.set(left)).await {
+                tracing::warn!(upstream = %self.env.site.target, %error, "upstream connection broke");
+                return self.fail(&UpstreamError::Lost);
             }
             self.writing.set(0);
             self.env.spares.put(buf);

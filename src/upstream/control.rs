@@ -8,11 +8,15 @@ use redis::{
     RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection,
 };
 
+use tokio_rustls::TlsConnector;
+
 use super::{Endpoint, Key, Kind, Site, Target};
 use crate::{
     command::{self, ROWS, Row},
     error::UpstreamError,
+    net,
     resp::Proto,
+    tls::UpstreamTls,
 };
 
 /// Connections for work outside the data path, one per database, opened on use.
@@ -85,6 +89,9 @@ pub(super) async fn connect(target: &Target, db: u32) -> Result<MultiplexedConne
     if !target.password.is_empty() {
         login = login.set_password(&target.password);
     }
+    if let (Some(tls), Endpoint::Tcp(host, port)) = (&target.tls, &target.endpoint) {
+        return connect_tls(target, tls, host, *port, login).await;
+    }
     let client = Client::open(addr.into_connection_info()?.set_redis_settings(login))?;
     // Each query has a deadline of its own; the crate's default would be shorter than some settings.
     let config =
@@ -94,6 +101,31 @@ pub(super) async fn connect(target: &Target, db: u32) -> Result<MultiplexedConne
         .unwrap_or_else(|_| {
             Err(RedisError::from((ErrorKind::Io, "no connection in time", format!("{:?}", target.connect_timeout))))
         })
+}
+
+/// The same over TLS.
+async fn connect_tls(
+    target: &Target,
+    tls: &UpstreamTls,
+    host: &str,
+    port: u16,
+    login: RedisConnectionInfo,
+) -> Result<MultiplexedConnection, RedisError> {
+    let connecting = async {
+        let stream = net::connect(host, port).await?;
+        let stream = TlsConnector::from(tls.config()).connect(tls.name.clone(), stream).await?;
+        let (conn, driver) = MultiplexedConnection::new_with_config(
+            &login,
+            stream,
+            AsyncConnectionConfig::new().set_response_timeout(None),
+        )
+        .await?;
+        tokio::spawn(driver);
+        Ok(conn)
+    };
+    tokio::time::timeout(target.connect_timeout, connecting).await.unwrap_or_else(|_| {
+        Err(RedisError::from((ErrorKind::Io, "no connection in time", format!("{:?}", target.connect_timeout))))
+    })
 }
 
 /// What the upstream is and can do, as found by [`probe`]. The default is what is assumed before it has been asked.

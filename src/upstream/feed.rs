@@ -333,7 +333,12 @@ impl Feed {
         loop {
             let mut out = self.out.borrow_mut();
             if out.is_empty() {
-                return Poll::Pending;
+                match write.try_flush() {
+                    Ok(true) => return Poll::Pending,
+                    Ok(false) => std::task::ready!(write.poll_ready(cx))?,
+                    Err(e) => return Poll::Ready(Err(e)),
+                }
+                continue;
             }
             match write.try_write(&out) {
                 Ok(n) if n == out.len() => *out = Vec::new(),

@@ -84,7 +84,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("purge", &["config", "glob", "walk"]),
-    ("reload", &["config", "directory", "plane", "server", "upstream", "worker"]),
+    ("reload", &["config", "directory", "plane", "server", "tls", "upstream", "worker"]),
     ("resp", &["command"]),
     ("rewrite", &["command", "resp"]),
     (
@@ -126,6 +126,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "session",
             "slowlog",
             "tenant",
+            "tls",
             "upstream",
             "worker",
         ],
@@ -156,6 +157,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("slowlog", &[]),
     ("tenant", &["clients", "command", "downstream", "glob", "upstream"]),
+    ("tls", &["config"]),
     ("tracking", &["command", "downstream", "error", "pubsub", "resp", "rewrite", "session", "upstream", "worker"]),
     (
         "transaction",
@@ -164,7 +166,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("upstream", &["command", "config", "downstream", "error", "glob", "net", "resp", "rewrite", "slowlog"]),
+    ("upstream", &["command", "config", "downstream", "error", "glob", "net", "resp", "rewrite", "slowlog", "tls"]),
     ("walk", &["config", "error", "server", "upstream"]),
     (
         "worker",

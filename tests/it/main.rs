@@ -22,5 +22,6 @@ mod pubsub;
 mod scripts;
 mod support;
 mod tenancy;
+mod tls;
 mod tools;
 mod tracking;

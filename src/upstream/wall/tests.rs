@@ -42,6 +42,7 @@ impl Server {
 
     fn target(&self) -> Target {
         Target {
+            tls: None,
             endpoint: Endpoint::Unix(self.dir.path().join("s")),
             username: String::new(),
             password: String::new(),

@@ -39,8 +39,24 @@ impl Fence {
         Self::run(upstream, config, &[])
     }
 
+    /// With tenants, and listening where `config` says only.
+    pub(crate) fn listening(upstream: SocketAddr, config: &str) -> Self {
+        Self::run_with(config, free_addr(), &["--upstream", &format!("redis://{upstream}")])
+    }
+
+    /// With tenants; the upstream is where `config` says.
+    pub(crate) fn plain(config: &str) -> Self {
+        let addr = free_addr();
+        Self::run_with(config, addr, &["--listen", &addr.to_string()])
+    }
+
     fn run(upstream: SocketAddr, config: &str, further: &[&str]) -> Self {
         let addr = free_addr();
+        let own = ["--listen", &addr.to_string(), "--upstream", &format!("redis://{upstream}")];
+        Self::run_with(config, addr, &[&own[..], further].concat())
+    }
+
+    fn run_with(config: &str, addr: SocketAddr, further: &[&str]) -> Self {
         let file = written(config);
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
         command
@@ -48,7 +64,7 @@ impl Fence {
             .arg("run")
             .arg("--config")
             .arg(file.path())
-            .args(["--listen", &addr.to_string(), "--upstream", &format!("redis://{upstream}"), "--admin", ""])
+            .args(["--admin", ""])
             .args(further)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
