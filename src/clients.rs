@@ -264,6 +264,14 @@ impl Clients {
         self.map.is_empty()
     }
 
+    /// How many wait in a blocking command, and how many are subscribed to anything.
+    pub fn tally(&self) -> (usize, usize) {
+        self.map.iter().fold((0, 0), |(blocked, listening), client| {
+            let blocks = usize::from(client.blocked.load(Ordering::Relaxed));
+            (blocked + blocks, listening + usize::from(client.listens()))
+        })
+    }
+
     /// The connections of one tenant, oldest first.
     pub fn of(&self, tenant: u32) -> Vec<Arc<Client>> {
         let mut own: Vec<Arc<Client>> =

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    admin::Board,
     config::{self, AclWall, AuthMode, Config},
     directory::{DEFAULT, Directory},
     plane, server,
@@ -213,6 +214,8 @@ pub struct Reload {
     pub sites: Sites,
     /// What all workers share.
     pub shared: Arc<Shared>,
+    /// What the process tells of itself.
+    pub board: Arc<Board>,
 }
 
 impl Reload {
@@ -242,13 +245,13 @@ impl Reload {
                 }
             }
             seen = self.file.as_deref().and_then(stamp);
-            match again() {
-                Ok(config) => {
-                    if let Err(error) = self.apply(config).await {
-                        tracing::error!(error, "reload failed: the settings stay as they were");
-                    }
-                }
-                Err(error) => tracing::error!(error, "reload failed: the settings stay as they were"),
+            let outcome = match again() {
+                Ok(config) => self.apply(config).await,
+                Err(error) => Err(error),
+            };
+            self.shared.metrics.reloaded(outcome.is_ok());
+            if let Err(error) = outcome {
+                tracing::error!(error, "reload failed: the settings stay as they were");
             }
         }
     }
@@ -298,6 +301,7 @@ impl Reload {
                 tracing::error!(upstream = %site.target, error, "users of tenants that are gone may still stand");
             }
         }
+        self.board.in_force(self.sites.by_name.values().cloned(), &config.shown);
         gone.leave().await;
         tracing::info!(tenants = config.tenants.len(), ended, "settings reloaded");
         self.config = config;
@@ -346,6 +350,10 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     if old.workers != new.workers {
         names.push("workers");
         new.workers = old.workers;
+    }
+    if old.admin.listen != new.admin.listen {
+        names.push("admin.listen");
+        new.admin.listen.clone_from(&old.admin.listen);
     }
     if old.log != new.log {
         names.push("log");

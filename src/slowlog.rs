@@ -84,6 +84,18 @@ impl SlowLog {
         })
     }
 
+    /// The newest `most` of all tenants', each with its tenant's number.
+    pub fn newest_of_all(&self, most: usize) -> Vec<(u32, Entry)> {
+        let mut all: Vec<(u32, Entry)> = Vec::new();
+        for log in &self.tenants {
+            let own = log.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(own.iter().take(most).map(|entry| (*log.key(), entry.clone())));
+        }
+        all.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.id));
+        all.truncate(most);
+        all
+    }
+
     /// How many of a tenant's commands are kept.
     pub fn len(&self, tenant: u32) -> usize {
         self.tenants.get(&tenant).map_or(0, |log| log.lock().unwrap_or_else(PoisonError::into_inner).len())

@@ -3,7 +3,7 @@
 use super::source::{Layers, NOT_SERVED};
 use super::{
     AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Secret,
-    Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
+    Shown, Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
 };
 
 impl Config {
@@ -62,6 +62,7 @@ impl Config {
                 level: s.text("log.level").parse().map_err(|_| s.error("log.level", "not a level"))?,
                 format: if s.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
             },
+            shown: Shown::default(),
         };
         tenants::check(&config, s)?;
         Ok(config)

@@ -129,7 +129,7 @@ pub static SETTINGS: &[Setting] = &[
     later("tls.key_file", Text, r#""""#, "Its key."),
     later("tls.client_ca_file", Text, r#""""#, "Certificate authority of client certificates."),
     later("tls.client_auth", Choice(&["off", "optional", "required"]), r#""off""#, "Whether a client shows a certificate."),
-    restart("admin.listen", Text, r#""127.0.0.1:9180""#, "Metrics, health and status; empty: off. Accepted, nothing listens there yet."),
+    restart("admin.listen", Text, r#""127.0.0.1:9180""#, "`host:port` of metrics, health and the status page; empty: off. No login: keep it where only operators are."),
     row("admin.slowlog_threshold", Duration(0), r#""10ms""#, "SLOWLOG keeps commands whose clients waited this long or longer."),
     row("admin.slowlog_length", Int(0, 1_000_000), "128", "How many it keeps of each tenant."),
     restart("log.level", Choice(&["off", "error", "warn", "info", "debug", "trace"]), r#""info""#, "The least grave messages that are written."),

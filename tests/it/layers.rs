@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// From module to modules, sorted. See "Layers" in docs/architecture.md.
 const MAY_NAME: &[(&str, &[&str])] = &[
+    ("admin", &["command", "config", "metrics", "tenant", "upstream", "worker"]),
     ("adopt", &["config", "error", "walk"]),
     (
         "big",
@@ -13,6 +14,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "command",
             "error",
             "login",
+            "metrics",
             "monitor",
             "proxy",
             "pubsub",
@@ -44,14 +46,16 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
     ("monitor", &["command", "local", "resp", "session"]),
+    ("metrics", &["command"]),
     ("net", &[]),
-    ("plane", &["directory", "scripts", "tenant", "upstream", "worker"]),
+    ("plane", &["directory", "error", "scripts", "tenant", "upstream", "worker"]),
     (
         "proxy",
         &[
             "command",
             "error",
             "local",
+            "metrics",
             "monitor",
             "pubsub",
             "resp",
@@ -84,7 +88,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("purge", &["config", "glob", "walk"]),
-    ("reload", &["config", "directory", "plane", "server", "upstream", "worker"]),
+    ("reload", &["admin", "config", "directory", "plane", "server", "upstream", "worker"]),
     ("resp", &["command"]),
     ("rewrite", &["command", "resp"]),
     (
@@ -96,6 +100,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "error",
             "glob",
             "local",
+            "metrics",
             "resp",
             "rewrite",
             "scripts",
@@ -113,6 +118,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "server",
         &[
+            "admin",
             "clients",
             "config",
             "directory",
@@ -139,6 +145,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "downstream",
             "error",
             "login",
+            "metrics",
             "monitor",
             "net",
             "proxy",
@@ -164,7 +171,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("upstream", &["command", "config", "downstream", "error", "glob", "net", "resp", "rewrite", "slowlog"]),
+    ("upstream", &["command", "config", "downstream", "error", "glob", "metrics", "net", "resp", "rewrite", "slowlog"]),
     ("walk", &["config", "error", "server", "upstream"]),
     (
         "worker",
@@ -175,6 +182,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "downstream",
             "error",
             "login",
+            "metrics",
             "pubsub",
             "scoped",
             "scripts",
