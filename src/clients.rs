@@ -30,7 +30,7 @@ pub struct Client {
     /// CLIENT ID: keyfence's own number, never an upstream's.
     pub id: u64,
     /// The client's address.
-    pub addr: Box<str>,
+    pub addr: Arc<str>,
     /// The address it connected to.
     pub laddr: Box<str>,
     /// When it connected.

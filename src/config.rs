@@ -319,6 +319,8 @@ pub struct Log {
     pub level: LevelFilter,
     /// One line of text or one JSON object a message.
     pub format: LogFormat,
+    /// One of so many commands is written, too; 0: none.
+    pub access_sample: u32,
 }
 
 /// How a log message is written.

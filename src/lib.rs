@@ -47,6 +47,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod glob;
+pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod slowlog;

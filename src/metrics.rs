@@ -9,6 +9,7 @@
 //! Nothing on the path of a command is locked, shared between workers, or a clock of its own: times are those of the worker's coarse
 //! clock, which looks once per read.
 
+pub mod access;
 mod cells;
 mod histogram;
 mod jobs;
@@ -16,7 +17,7 @@ mod kinds;
 mod tenant;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -50,7 +51,9 @@ pub struct Metrics {
     /// Scoped work in progress.
     pub jobs: Arc<Jobs>,
     /// Lines of the log that could not be written.
-    pub log_lines_lost: AtomicU64,
+    pub log_lines_lost: Arc<AtomicU64>,
+    /// One of so many commands is written to the log; 0: none.
+    access_sample: u32,
 }
 
 /// How a login ended, as [`Metrics::logins`] has it.
@@ -59,6 +62,11 @@ pub const LOGIN_RESULTS: [&str; 3] = ["accepted", "refused", "unchecked"];
 pub const RELOAD_RESULTS: [&str; 2] = ["ok", "failed"];
 
 impl Metrics {
+    /// Nothing is counted yet. One of `access_sample` commands is written to the log (0: none); what that cannot write is counted elsewhere.
+    pub fn new(access_sample: u32, log_lines_lost: Arc<AtomicU64>) -> Self {
+        Self { access_sample, log_lines_lost, ..Self::default() }
+    }
+
     /// A login ended as `LOGIN_RESULTS[how]`.
     pub fn login(&self, how: usize) {
         if let Some(count) = self.logins.get(how) {
@@ -122,6 +130,10 @@ pub struct Meter {
     pub cells: Arc<WorkerCells>,
     /// By the tenant's number.
     known: RefCell<HashMap<u32, Arc<TenantCells>>>,
+    /// See [`Metrics::new`].
+    access_sample: u32,
+    /// Commands until one is written to the log.
+    until_access: Cell<u32>,
 }
 
 impl Meter {
@@ -129,7 +141,8 @@ impl Meter {
     pub fn new(metrics: &Metrics) -> Self {
         let cells = Arc::<WorkerCells>::default();
         lock(&metrics.workers).push(Arc::clone(&cells));
-        Self { cells, known: RefCell::default() }
+        let every = metrics.access_sample;
+        Self { cells, known: RefCell::default(), access_sample: every, until_access: Cell::new(every) }
     }
 
     /// The cells of a tenant, which keep what they have when the tenant of this name gets another number.
@@ -145,6 +158,18 @@ impl Meter {
         let cells = self.cells.tenant_or_new(name, TENANTS, OTHERS);
         known.insert(id, Arc::clone(&cells));
         cells
+    }
+
+    /// Whether one of the `times` commands at hand is to be written to the log.
+    #[inline]
+    pub fn samples(&self, times: u32) -> bool {
+        if self.access_sample == 0 {
+            return false;
+        }
+        let left = self.until_access.get();
+        let due = left <= times;
+        self.until_access.set(if due { self.access_sample } else { left - times });
+        due
     }
 
     /// The cells of the tenant of this number, if anybody speaks for it here.
@@ -186,5 +211,14 @@ mod tests {
         }
         assert_eq!(metrics.tenants().len(), TENANTS + 1);
         assert_eq!(metrics.tenants()[OTHERS].calls, 3);
+    }
+
+    #[test]
+    fn one_of_so_many_is_sampled() {
+        let sampled = |every, times: u32| {
+            let meter = Meter::new(&Metrics::new(every, Arc::default()));
+            (0..600 / times).filter(|_| meter.samples(times)).count()
+        };
+        assert_eq!((sampled(0, 1), sampled(1, 1), sampled(10, 1), sampled(10, 4)), (0, 600, 60, 50));
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     command::{self, Args, Class, ConnNeed, Flags, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
     local,
-    metrics::OTHER,
+    metrics::{OTHER, access},
     monitor, pubsub,
     resp::Value,
     rewrite::{
@@ -127,6 +127,9 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
             let flow = local::answer(s, row, args);
             if matches!(flow, Flow::Next) {
                 s.cells.answered(row.index, 0, 1);
+                if s.worker.meter.samples(1) {
+                    access::write(&s.cells, s.down.peer(), row.index, args.len(), 0, None);
+                }
             }
             flow
         }

@@ -23,7 +23,7 @@ use crate::{
     downstream::Downstream,
     error::UpstreamError,
     glob, local,
-    metrics::{ErrorKind, JobGuard},
+    metrics::{ErrorKind, JobGuard, access},
     resp::Value,
     rewrite::canonical,
     scripts::{self, store::Entry},
@@ -216,14 +216,22 @@ pub async fn run(s: &mut Session, job: Job) -> bool {
     if !s.wait(Until::Drained).await {
         return false;
     }
-    s.cells.answered(row, u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), 1);
+    let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    s.cells.answered(row, took, 1);
     let value = match done.take() {
         Some(Ok(value)) => value,
         Some(Err(error)) => Value::error(error.to_line()),
         None => Value::error("ERR internal error"),
     };
-    if let Value::Error(line) = &value {
-        s.cells.error(ErrorKind::of(line), 1);
+    let failed = match &value {
+        Value::Error(line) => Some(ErrorKind::of(line)),
+        _ => None,
+    };
+    if let Some(kind) = failed {
+        s.cells.error(kind, 1);
+    }
+    if s.worker.meter.samples(1) {
+        access::write(&s.cells, s.down.peer(), row, 0, took, failed);
     }
     if !muted {
         let proto = s.proto;

@@ -15,7 +15,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -37,6 +37,7 @@ use crate::{
     directory::{self, Directory},
     downstream::{Alarm, Downstream},
     login,
+    metrics::Metrics,
     net::{ReadHalf, WriteHalf, split_tcp, split_unix},
     plane,
     reload::{Reload, Signals, Sites},
@@ -77,13 +78,15 @@ pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::
     Ok((target, child))
 }
 
-/// Serves until told to stop by SIGTERM or SIGINT; `again` reads the settings anew, on SIGHUP or when `file` changes. Needs a local runtime.
+/// Serves until told to stop by SIGTERM or SIGINT; `again` reads the settings anew, on SIGHUP or when `file` changes. `lines_lost` counts what the
+/// log could not write. Needs a local runtime.
 ///
 /// # Errors
 /// A sentence for the operator: an address that cannot be bound, a managed upstream that does not start.
 pub async fn run(
     config: Config,
     file: Option<PathBuf>,
+    lines_lost: Arc<AtomicU64>,
     again: impl Fn() -> Result<Config, String>,
 ) -> Result<(), String> {
     let hangup = Signals::hangup()?;
@@ -113,7 +116,7 @@ pub async fn run(
         clients: Clients::default(),
         limits: ArcSwap::from_pointee(client_limits(&config)),
         throttle: Throttle::default(),
-        metrics: Arc::default(),
+        metrics: Arc::new(Metrics::new(config.log.access_sample, lines_lost)),
         draining: AtomicBool::new(false),
         flushes: Flushes::default(),
         scripts: Store::default(),
@@ -414,7 +417,8 @@ fn greet(
     if shared.draining.load(Ordering::SeqCst) {
         client.alarm.kill_when_idle();
     }
-    let down = Rc::new(Downstream::new(write, limits.output, Rc::clone(&worker.spares), alarm));
+    let down =
+        Rc::new(Downstream::new(write, Arc::clone(&client.addr), limits.output, Rc::clone(&worker.spares), alarm));
     let mut session = Session::new(worker, read, down, Arc::clone(&client));
     session.listener = Rc::clone(&listener.name);
     if let Some(tenant) = tenant {
@@ -426,7 +430,8 @@ fn greet(
     tokio::task::spawn_local(async move {
         session.run().await;
         worker.shared.clients.remove(client.id);
-        tracing::debug!(client = %client.addr, id = client.id, "client disconnected");
+        let (tenant, age) = (&*session.tenant.name, client.since.elapsed());
+        tracing::debug!(client = %client.addr, id = client.id, tenant, ?age, "client disconnected");
         drop(present);
     });
 }

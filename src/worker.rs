@@ -172,7 +172,7 @@ impl Worker {
             if client.written() != *written {
                 (*since, *written) = (now, client.written());
             } else if now.wrapping_sub(*since) > crate::upstream::ticks(STALLED) {
-                tracing::debug!("client took nothing for a minute: disconnected");
+                tracing::debug!(client = client.peer(), "client took nothing for a minute: disconnected");
                 client.abandon();
                 return false;
             }

@@ -74,7 +74,9 @@ fn get_and_set_allocate_nothing_in_steady_state() {
     thread::spawn(move || {
         let runtime =
             Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
-        runtime.block_on(keyfence::server::run(config, None, || Err("not in this test".into()))).expect("served");
+        runtime
+            .block_on(keyfence::server::run(config, None, std::sync::Arc::default(), || Err("not in this test".into())))
+            .expect("served");
     });
     let mut client = connect(port);
     let value = [b'v'; 64];

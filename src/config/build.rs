@@ -61,6 +61,7 @@ impl Config {
             log: Log {
                 level: s.text("log.level").parse().map_err(|_| s.error("log.level", "not a level"))?,
                 format: if s.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
+                access_sample: s.number("log.access_sample")?,
             },
             shown: Shown::default(),
         };

@@ -134,6 +134,7 @@ pub static SETTINGS: &[Setting] = &[
     row("admin.slowlog_length", Int(0, 1_000_000), "128", "How many it keeps of each tenant."),
     restart("log.level", Choice(&["off", "error", "warn", "info", "debug", "trace"]), r#""info""#, "The least grave messages that are written."),
     restart("log.format", Choice(&["text", "json"]), r#""text""#, "One line of text, or one JSON object, a message."),
+    restart("log.access_sample", Int(0, 1_000_000_000), "0", "One of so many commands is written, at level info: who, which command, how long, how it ended; 0: none, 1: all."),
 ];
 
 /// A path as one text: its parts with dots between, those that are more than a bare key in quotes, as TOML writes them.

@@ -94,8 +94,9 @@ impl WorkerCells {
         if full && let Some(cells) = found(name, &tenants) {
             return cells;
         }
-        let cells = Arc::<TenantCells>::default();
-        tenants.push((Arc::from(name), Arc::clone(&cells)));
+        let name: Arc<str> = Arc::from(name);
+        let cells = Arc::new(TenantCells::new(Arc::clone(&name)));
+        tenants.push((name, Arc::clone(&cells)));
         cells
     }
 

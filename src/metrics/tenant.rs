@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
 };
@@ -36,6 +36,8 @@ pub struct CommandCells {
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct TenantCells {
+    /// The tenant's name.
+    pub name: Arc<str>,
     /// How long clients waited for replies.
     pub took: Fine,
     /// Bytes read from clients.
@@ -54,9 +56,11 @@ pub struct TenantCells {
     other: CommandCells,
 }
 
-impl Default for TenantCells {
-    fn default() -> Self {
+impl TenantCells {
+    /// Of the tenant of this name.
+    pub fn new(name: Arc<str>) -> Self {
         Self {
+            name,
             took: Fine::default(),
             bytes_in: Count::new(),
             bytes_out: Count::new(),
@@ -211,7 +215,7 @@ mod tests {
 
     #[test]
     fn each_command_has_counts_of_its_own_as_far_as_there_is_room() {
-        let cells = TenantCells::default();
+        let cells = TenantCells::new(Arc::from("acme"));
         let all = u16::try_from(ROWS.len()).expect("few");
         for row in 0..all {
             cells.command(row).calls.add(1);
@@ -229,7 +233,7 @@ mod tests {
 
     #[test]
     fn what_was_answered_is_in_both_histograms() {
-        let cells = TenantCells::default();
+        let cells = TenantCells::new(Arc::from("acme"));
         cells.answered(5, 100, 3);
         cells.error(ErrorKind::of(b"ERR no"), 2);
         let mut sums = TenantSums::default();

@@ -22,7 +22,7 @@ use crate::{
     command::{Row, Span},
     error::UpstreamError,
     login::Login,
-    metrics::ErrorKind,
+    metrics::{ErrorKind, access},
     monitor, pubsub,
     resp::{Value, request::Progress},
     rewrite::Namespace,
@@ -242,7 +242,11 @@ impl Session {
     /// Answers from here, in order.
     pub fn answer(&mut self, value: &Value) {
         if let Value::Error(line) = value {
-            self.cells.error(ErrorKind::of(line), 1);
+            let kind = ErrorKind::of(line);
+            self.cells.error(kind, 1);
+            if self.worker.meter.samples(1) {
+                access::write(&self.cells, self.down.peer(), self.at_hand, 0, 0, Some(kind));
+            }
         }
         if !self.muted() {
             self.answer_bytes(&value.to_bytes(self.proto));

@@ -13,6 +13,7 @@ mod faults;
 mod flush;
 mod large;
 mod layers;
+mod log;
 // There is a server with modules for this platform only (tools/ensure-modules.sh).
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod modules;

@@ -8,7 +8,7 @@ use super::{Conn, NEVER, Owed, Waiter, What};
 use crate::{
     downstream::{Downstream, HIGH_WATER},
     error::UpstreamError,
-    metrics::{ErrorKind, TenantCells},
+    metrics::{ErrorKind, TenantCells, access},
     net::ReadHalf,
     resp::{Proto, reply::Scanner},
     rewrite::reply::{Failure, own_error},
@@ -31,6 +31,8 @@ pub(super) struct Reading {
     scanner: Scanner,
     /// The scanner is in a push frame, which answers nobody.
     push: bool,
+    /// What the last error was, until it has been noted.
+    failed: Option<ErrorKind>,
     /// Commands that the upstream's ACL refused.
     refusals: u64,
     /// Whose reply was there in part at the end of the last turn.
@@ -225,7 +227,7 @@ impl Conn {
                     waiter.count -= passed.done;
                     *replies += passed.done;
                     settle(waiter.client.as_ref(), passed.done);
-                    self.note(waiter, passed.done);
+                    self.note(waiter, passed.done, reading.failed.take());
                     if passed.malformed {
                         return Err(MALFORMED);
                     }
@@ -269,7 +271,9 @@ impl Conn {
                         false
                     } else {
                         if reading.begun.is_none() && buf[at] == b'-' {
-                            self.cells.error(ErrorKind::of(&buf[at + 1..]), 1);
+                            let kind = ErrorKind::of(&buf[at + 1..]);
+                            self.cells.error(kind, 1);
+                            reading.failed = Some(kind);
                         }
                         let mark = *reading.begun.get_or_insert_with(|| client.mark());
                         let advanced = client.append(|out| machine.advance(&buf[at..], out));
@@ -302,7 +306,7 @@ impl Conn {
             }
             if matches!(waiter.owed, Owed::Rewritten(_) | Owed::Instead(_)) {
                 *replies += 1;
-                self.note(waiter, 1);
+                self.note(waiter, 1, reading.failed.take());
             }
             waiters.pop_front();
             self.written.one_less();
@@ -310,7 +314,7 @@ impl Conn {
     }
 
     /// Takes note of how long `times` of a waiter's replies took.
-    fn note(&self, waiter: &Waiter, times: u32) {
+    fn note(&self, waiter: &Waiter, times: u32, failed: Option<ErrorKind>) {
         if waiter.since == NEVER || waiter.what == What::NOTHING || times == 0 {
             return;
         }
@@ -321,6 +325,11 @@ impl Conn {
         self.cells.answered(waiter.what.row, micros, replies);
         self.env.cells.queue.add(written - waiter.sent, replies);
         self.env.cells.latency.add(now.saturating_sub(written), replies);
+        if self.env.meter.samples(times)
+            && let Some(client) = &waiter.client
+        {
+            access::write(&self.cells, client.peer(), waiter.what.row, waiter.what.argc as usize, micros, failed);
+        }
         let took = Duration::from_micros(micros);
         if self.env.slowlog.is_slow(took) {
             (0..times).for_each(|_| self.env.slowlog.push(self.key.tenant, took, waiter.what.row, waiter.what.argc));
@@ -379,7 +388,9 @@ fn raw(
                     None if line.len() < ERROR_LINE => break,
                     Some(end) => {
                         if client.is_some() {
-                            cells.error(ErrorKind::of(&line[1..end]), 1);
+                            let kind = ErrorKind::of(&line[1..end]);
+                            cells.error(kind, 1);
+                            reading.failed = Some(kind);
                         }
                         if let Some(own) = line[..end].strip_suffix(b"\r").and_then(own_error) {
                             reading.note_refusal(line);
