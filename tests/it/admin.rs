@@ -153,3 +153,45 @@ fn the_status_tells_of_tenants_upstreams_and_settings_and_of_no_secret() {
         assert!(!found.body.contains(secret), "{secret}");
     }
 }
+
+#[test]
+fn latency_is_a_tenants_own() {
+    let redis = Redis::start();
+    let config = format!("{TENANTS}\n[admin]\nslowlog_threshold = '0s'\n");
+    let fence = Fence::with_admin(redis.addr(), &config, &["--workers", "1"]);
+    let (mut acme, mut beta) = (tenant(&fence, "acme"), tenant(&fence, "beta"));
+    is!(acme, ["LATENCY", "HISTOGRAM", "get"], "*0\r\n");
+    for _ in 0..3 {
+        let _ = call!(acme, "GET", "k");
+    }
+    is!(acme, ["SORT", "k"], "*0\r\n");
+    let histogram = String::from_utf8(call!(acme, "LATENCY", "HISTOGRAM", "GET", "nosuch")).unwrap();
+    assert!(
+        histogram.starts_with("*2\r\n$3\r\nget\r\n*4\r\n$5\r\ncalls\r\n:3\r\n$14\r\nhistogram_usec\r\n"),
+        "{histogram}"
+    );
+    assert!(histogram.ends_with(":3\r\n"), "{histogram}");
+    let all = String::from_utf8(call!(acme, "LATENCY", "HISTOGRAM")).unwrap();
+    assert!(all.contains("$4\r\nsort\r\n") && all.contains("$17\r\nlatency|histogram\r\n"), "{all}");
+    is!(beta, ["LATENCY", "HISTOGRAM", "get"], "*0\r\n");
+    let latest = String::from_utf8(call!(acme, "LATENCY", "LATEST")).unwrap();
+    assert!(
+        latest.starts_with("*2\r\n*4\r\n$7\r\ncommand\r\n:") && latest.contains("$12\r\nfast-command\r\n"),
+        "{latest}"
+    );
+    is!(beta, ["LATENCY", "LATEST"], "*0\r\n");
+    is!(beta, ["LATENCY", "HISTORY", "command"], "*0\r\n");
+    let history = call!(acme, "LATENCY", "HISTORY", "fast-command");
+    assert!(history.starts_with(b"*1\r\n*2\r\n:") || history.starts_with(b"*2\r\n*2\r\n:"));
+    assert!(call!(acme, "LATENCY", "GRAPH", "command").starts_with(b"$"));
+    is!(beta, ["LATENCY", "GRAPH", "command"], "-ERR No samples available for event 'command'\r\n");
+    assert!(call!(beta, "LATENCY", "DOCTOR").starts_with(b"$"));
+    is!(acme, ["LATENCY", "RESET", "command", "nosuch"], ":1\r\n");
+    is!(acme, ["LATENCY", "RESET"], ":1\r\n");
+    is!(acme, ["LATENCY", "LATEST"], "*0\r\n");
+    is!(acme, ["LATENCY", "NOSUCH"], "-ERR unknown subcommand 'NOSUCH'. Try LATENCY HELP.\r\n");
+    assert!(call!(acme, "LATENCY", "HELP").starts_with(b"*"));
+    let _ = call!(acme, "HELLO", "3");
+    let map = call!(acme, "LATENCY", "HISTOGRAM", "get");
+    assert!(map.starts_with(b"%1\r\n$3\r\nget\r\n%2\r\n$5\r\ncalls\r\n:3\r\n"), "{}", map.escape_ascii());
+}

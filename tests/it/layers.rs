@@ -40,8 +40,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "local",
         &[
-            "clients", "command", "glob", "login", "monitor", "pubsub", "resp", "rewrite", "scoped", "session",
-            "slowlog", "tracking",
+            "clients", "command", "glob", "login", "metrics", "monitor", "pubsub", "resp", "rewrite", "scoped",
+            "session", "slowlog", "tracking",
         ],
     ),
     ("log", &["config", "metrics"]),
@@ -163,7 +163,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("slowlog", &[]),
+    ("slowlog", &["command"]),
     ("tenant", &["clients", "command", "downstream", "glob", "upstream"]),
     ("tracking", &["command", "downstream", "error", "pubsub", "resp", "rewrite", "session", "upstream", "worker"]),
     (
