@@ -196,3 +196,56 @@ fn the_reference_parser_takes_it() {
     assert!(out.status.success(), "the parser refused it");
     assert_eq!(String::from_utf8(out.stdout).unwrap().trim(), FAMILIES.len().to_string());
 }
+
+/// The table of metrics in the documentation.
+fn table() -> String {
+    let mut table = String::from("| metric | kind | labels | says |\n|---|---|---|---|\n");
+    for family in FAMILIES {
+        let names = family.samples();
+        let name = if family.kind == Kind::Histogram { names[0].trim_end_matches("_bucket") } else { &*names[0] };
+        let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let kind = format!("{:?}", family.kind).to_lowercase();
+        table.push_str(&format!("| `{name}` | {kind} | {} | {} |\n", labels.join(", "), family.help));
+    }
+    table
+}
+
+#[test]
+fn the_documentation_has_every_metric() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once("<!-- metrics -->\n").unwrap();
+    let (held, after) = rest.split_once("<!-- /metrics -->").unwrap();
+    if held != table() && std::env::var_os("KEYFENCE_BLESS").is_some() {
+        std::fs::write(&path, [before, "<!-- metrics -->\n", &table(), "<!-- /metrics -->", after].concat()).unwrap();
+        return;
+    }
+    assert!(held == table(), "docs/operations.md is stale; KEYFENCE_BLESS=1 cargo test rewrites it");
+}
+
+/// Every word of `text` that begins like a metric's name.
+fn names(text: &str) -> BTreeSet<&str> {
+    let word = |at: usize| text[at..].split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+    text.match_indices("keyfence_").map(|(at, _)| word(at)).collect()
+}
+
+#[test]
+fn the_dashboard_and_the_alarms_name_what_there_is() {
+    let known: BTreeSet<String> = FAMILIES.iter().flat_map(|family| family.samples()).collect();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dashboard = std::fs::read_to_string(root.join("dist/grafana-dashboard.json")).unwrap();
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(parsed["panels"].as_array().unwrap().len() > 30);
+    for name in names(&dashboard) {
+        assert!(known.contains(name), "the dashboard asks for {name}");
+    }
+    let shown = names(&dashboard);
+    for family in FAMILIES {
+        assert!(family.samples().iter().any(|name| shown.contains(&**name)), "no panel shows {}", family.name);
+    }
+    let page = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let (_, alarms) = page.split_once("### What to alarm on").unwrap();
+    for name in names(alarms.split_once("\n## ").unwrap().0) {
+        assert!(known.contains(name), "an alarm asks for {name}");
+    }
+}
