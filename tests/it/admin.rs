@@ -1,5 +1,6 @@
 //! The admin listener: what it answers, to whom, and that it bounds who asks.
 mod metrics;
+mod page;
 mod stop;
 
 use std::io::{Read, Write};
