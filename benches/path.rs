@@ -120,13 +120,18 @@ fn main() {
         listen: vec![format!("127.0.0.1:{port}")],
         upstream: Some(format!("redis://127.0.0.1:{upstream}")),
         workers: Some("1".into()),
+        admin: Some("127.0.0.1:0".into()),
         ..CliOverrides::default()
     };
     let variables = [("KEYFENCE_UPSTREAM__ACL_WALL".into(), "off".into())];
     let config = Config::read(None, variables.into_iter(), &settings).unwrap();
     thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
-        runtime.block_on(keyfence::server::run(config, None, || Err("not in a benchmark".into()))).unwrap();
+        runtime
+            .block_on(keyfence::server::run(config, None, std::sync::Arc::default(), || {
+                Err("not in a benchmark".into())
+            }))
+            .unwrap();
     });
     let mut client = connect(port);
     exchange(&mut client, &load("mset").0, b"+OK\r\n", 1, &mut [0; 8]);

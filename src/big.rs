@@ -20,6 +20,7 @@ use tokio::time::{Duration, Instant};
 use crate::{
     command::{self, Args, Class, ConnNeed, Lookup, Row, Span},
     error::UpstreamError,
+    metrics::OTHER,
     monitor, proxy, pubsub,
     resp::{
         self,
@@ -61,6 +62,7 @@ pub async fn pass(s: &mut Session) -> bool {
         return false;
     }
     s.begin_command();
+    s.at_hand = OTHER;
     let (held, spans, progress) = s.take_partial();
     let sink = match choose(s, &held, &spans, &progress) {
         Choice::Sink(sink) => sink,
@@ -84,6 +86,9 @@ pub async fn pass(s: &mut Session) -> bool {
     // What PUBLISH answers depends on its channel.
     let publishes = matches!(&request.sink, Sink::Upstream { row, .. } if pubsub::is_one(row));
     let channel = (publishes && args.len() > 1).then(|| args.at(1).to_vec());
+    if let Sink::Upstream { row, .. } = &request.sink {
+        s.at_hand = row.index;
+    }
     let mut passed = args.iter().try_for_each(|arg| request.whole(arg)).map_err(Some).map(|()| Vec::new());
     if passed.is_ok() {
         passed = request.run(s, held[progress.pos..].to_vec(), progress.bulk).await;

@@ -30,7 +30,7 @@ pub struct Client {
     /// CLIENT ID: keyfence's own number, never an upstream's.
     pub id: u64,
     /// The client's address.
-    pub addr: Box<str>,
+    pub addr: Arc<str>,
     /// The address it connected to.
     pub laddr: Box<str>,
     /// When it connected.
@@ -262,6 +262,14 @@ impl Clients {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
+    }
+
+    /// How many wait in a blocking command, and how many are subscribed to anything.
+    pub fn tally(&self) -> (usize, usize) {
+        self.map.iter().fold((0, 0), |(blocked, listening), client| {
+            let blocks = usize::from(client.blocked.load(Ordering::Relaxed));
+            (blocked + blocks, listening + usize::from(client.listens()))
+        })
     }
 
     /// The connections of one tenant, oldest first.

@@ -90,6 +90,29 @@ pub struct Config {
     pub admin: Admin,
     /// The log.
     pub log: Log,
+    /// All of it for an operator to look at.
+    pub shown: Shown,
+}
+
+/// The settings in force as text, tenants left out; a secret is `***`. Follows from the rest, and does not count in a comparison.
+#[derive(Clone, Debug, Default)]
+pub struct Shown(pub Vec<Line>);
+
+impl PartialEq for Shown {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// One setting as it is shown.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Its path.
+    pub key: String,
+    /// Its value, as a file might write it.
+    pub value: String,
+    /// Where that was written: `config.toml:12`, a variable, an option, or `defaults`.
+    pub from: String,
 }
 
 /// An address to accept clients on.
@@ -296,6 +319,8 @@ pub struct Log {
     pub level: LevelFilter,
     /// One line of text or one JSON object a message.
     pub format: LogFormat,
+    /// One of so many commands is written, too; 0: none.
+    pub access_sample: u32,
 }
 
 /// How a log message is written.
@@ -355,7 +380,7 @@ impl Config {
         let layers = Layers::collect(file, env, cli)?;
         let config = Self::build(&layers)?;
         layers.unserved()?;
-        Ok(config)
+        Ok(Self { shown: Shown(layers.shown()), ..config })
     }
 }
 

@@ -190,6 +190,16 @@ impl Directory {
         Some(tenant)
     }
 
+    /// Every tenant that anybody can be, but for nobody.
+    pub fn all(&self) -> Vec<Arc<Tenant>> {
+        let anonymous = self.anonymous.iter().filter(|_| self.open);
+        let mut all: Vec<_> = self.tenants.values().chain(anonymous).cloned().collect();
+        // One of the settings goes before what its name made of it before it was in them.
+        let newcomers = self.newcomers.known.iter().filter(|t| !self.tenants.contains_key(t.key()));
+        all.extend(newcomers.map(|t| Arc::clone(&t)));
+        all
+    }
+
     /// Whether there is a tenant with this number.
     pub fn has(&self, tenant: u32) -> bool {
         self.standing.contains(&tenant) || self.newcomers.known.iter().any(|t| t.id == tenant)

@@ -128,6 +128,8 @@ pub struct Downstream {
     wake_at: Cell<Option<u32>>,
     /// The socket was full: the session waits for room.
     blocked: Cell<bool>,
+    /// The client's address.
+    peer: Arc<str>,
     /// Already on the list of clients to be written to at the end of this turn.
     queued: Cell<bool>,
     /// An upstream reader that waits for this client to read.
@@ -146,9 +148,10 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// `limit` is `client_output_limit` in bytes.
-    pub fn new(write: WriteHalf, limit: usize, spares: Rc<Spares>, alarm: Arc<Alarm>) -> Self {
+    /// `peer` is the client's address, `limit` is `client_output_limit` in bytes.
+    pub fn new(write: WriteHalf, peer: Arc<str>, limit: usize, spares: Rc<Spares>, alarm: Arc<Alarm>) -> Self {
         Self {
+            peer,
             out: RefCell::default(),
             sent: Cell::new(0),
             write: RefCell::new(Some(write)),
@@ -201,6 +204,11 @@ impl Downstream {
     /// Nobody watches any more.
     pub fn unwatch(&self) {
         self.watched.set(false);
+    }
+
+    /// The client's address.
+    pub fn peer(&self) -> &str {
+        &self.peer
     }
 
     /// The session's alarm.
@@ -277,7 +285,7 @@ impl Downstream {
         } else if out.len() - self.sent.get() > self.limit || !self.book(out.len() - self.sent.get()) {
             let unsent = out.len() - self.sent.get();
             drop(out);
-            tracing::debug!(unsent, limit = self.limit, "client is slower than its replies: disconnected");
+            tracing::debug!(client = %self.peer, unsent, limit = self.limit, "client is slower than its replies: disconnected");
             self.abandon();
         }
         result
@@ -296,7 +304,7 @@ impl Downstream {
             let most = self.limit.min(MESSAGES);
             let all = self.backlog.borrow().0.load(Ordering::Relaxed) << BOOKED;
             if self.unsent() > most || self.booked.get() > 0 && all > most.max(1 << BOOKED) * MESSAGES_OF_ALL {
-                tracing::debug!(unsent = self.unsent(), "client is slower than its messages: disconnected");
+                tracing::debug!(client = %self.peer, unsent = self.unsent(), "client is slower than its messages: disconnected");
                 self.abandon();
             }
         } else if !self.gone() {
@@ -304,7 +312,7 @@ impl Downstream {
             pushes.extend_from_slice(message);
             if self.unsent() + pushes.len() > self.limit.min(MESSAGES) {
                 drop(pushes);
-                tracing::debug!(limit = self.limit, "client is slower than its messages: disconnected");
+                tracing::debug!(client = %self.peer, limit = self.limit, "client is slower than its messages: disconnected");
                 self.abandon();
             }
         }
@@ -348,7 +356,7 @@ impl Downstream {
             return;
         }
         if let Err(error) = self.write_some() {
-            tracing::debug!(%error, "write to client failed");
+            tracing::debug!(client = %self.peer, %error, "write to client failed");
             self.abandon();
         } else if self.blocked.get() {
             self.alarm.ring();

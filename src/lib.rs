@@ -12,6 +12,7 @@
 //! The modules, in the order of the path:
 
 // Entry: the command line and what it leads to.
+pub mod admin;
 pub mod adopt;
 pub mod check;
 pub mod cli;
@@ -46,6 +47,8 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod glob;
+pub mod log;
+pub mod metrics;
 pub mod net;
 pub mod slowlog;
 pub mod tenant;

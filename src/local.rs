@@ -6,6 +6,7 @@ mod client;
 pub mod command_docs;
 mod config;
 pub mod info;
+mod latency;
 mod slowlog;
 
 use crate::{
@@ -108,6 +109,8 @@ fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
         // Where MONITOR was queued in a transaction.
         "MONITOR" => Value::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
         "LASTSAVE" => Value::Int(info::unix_time(s.worker.shared.started)),
+        "LATENCY HISTOGRAM" | "LATENCY LATEST" | "LATENCY HISTORY" | "LATENCY RESET" | "LATENCY GRAPH"
+        | "LATENCY DOCTOR" | "LATENCY HELP" => latency::answer(s, row, args),
         "SLOWLOG GET" | "SLOWLOG LEN" | "SLOWLOG RESET" | "SLOWLOG HELP" => slowlog::answer(s, row, args),
         "CONFIG GET" => config::get(s, args),
         "ACL WHOAMI" => Value::bulk(&s.tenant.name),

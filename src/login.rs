@@ -70,6 +70,11 @@ pub async fn run(s: &mut Session, attempt: Attempt) -> bool {
     let source = Source::new(s.client.addr.parse::<SocketAddr>().ok().map(|a| a.ip()), &user);
     let proof = prove(Arc::clone(&s.worker.shared), source, user.clone(), attempt.password);
     let Some(outcome) = wait_for(s, proof).await else { return false };
+    s.worker.shared.metrics.login(match &outcome {
+        Ok(Some(_)) => 0,
+        Ok(None) => 1,
+        Err(_) => 2,
+    });
     if s.down.alarm().killed() {
         return false;
     }

@@ -5,6 +5,7 @@ use std::{
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::PathBuf,
     process::ExitCode,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use tokio::runtime::{Builder, LocalOptions};
@@ -13,8 +14,8 @@ use keyfence::{
     adopt, check,
     cli::{self, Command, EXIT_USAGE, Format},
     command::render,
-    config::{Config, DEFAULT_FILE, LogFormat, Tenant, environment},
-    explain, purge, server,
+    config::{Config, DEFAULT_FILE, Tenant, environment},
+    explain, log, purge, server,
     tenant::password,
     walk,
 };
@@ -108,11 +109,20 @@ fn main() -> ExitCode {
             purge::purge(&config, &tenant).await.map_err(|e| (EXIT_UNAVAILABLE, e))
         }),
         Command::Run | Command::Commands { .. } | Command::HashPassword { .. } => {
-            start_log(&config);
+            let lost = Arc::<AtomicU64>::default();
+            let log = match log::start(config.log, Arc::clone(&lost)) {
+                Ok(log) => log,
+                Err(error) => {
+                    complain(&format!("keyfence: no log: {error}"));
+                    return ExitCode::FAILURE;
+                }
+            };
             config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
             let file = overrides.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|f: &PathBuf| f.exists()));
             let again = || Config::load(&overrides, environment()).map_err(|e| e.to_string());
-            on_runtime(async { server::run(config, file, again).await.map_err(|e| (1, e)) })
+            let outcome = run_on_runtime(async { server::run(config, file, lost, again).await.map_err(|e| (1, e)) });
+            log.finish();
+            told(outcome)
         }
     }
 }
@@ -148,27 +158,22 @@ fn read_password() -> Result<Vec<u8>, String> {
 
 /// Runs `work` and turns its end into an exit status.
 fn on_runtime(work: impl Future<Output = Result<(), (u8, String)>>) -> ExitCode {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&format!("keyfence: no runtime: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(work) {
+    told(run_on_runtime(work))
+}
+
+fn run_on_runtime(work: impl Future<Output = Result<(), (u8, String)>>) -> Result<(), (u8, String)> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    runtime.map_err(|error| (1, format!("no runtime: {error}")))?.block_on(work)
+}
+
+/// The exit status of an outcome, which is said if it is none to be glad of.
+fn told(outcome: Result<(), (u8, String)>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err((status, text)) => {
             complain(&format!("keyfence: {text}"));
             ExitCode::from(status)
         }
-    }
-}
-
-fn start_log(config: &Config) {
-    let log = tracing_subscriber::fmt().with_max_level(config.log.level).with_writer(stderr).with_target(false);
-    match config.log.format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_ansi(stderr().is_terminal()).init(),
     }
 }
 

@@ -3,15 +3,16 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::{
     directory::Directory,
+    error::UpstreamError,
     scripts::kill::Lost,
     tenant::Scripts,
     upstream::{
         Logins, Site,
-        control::{self, PROBE_EVERY},
+        control::{self, Control, PROBE_EVERY},
         wall::{Standing, WallError, Walled},
     },
     worker::Shared,
@@ -112,6 +113,25 @@ fn set(site: &Site, logins: Logins) {
 
 /// Looks after one upstream until it is taken out of the settings.
 pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>) {
+    tokio::join!(tend(shared, Arc::clone(&site)), feel(&site));
+}
+
+/// Asks it every second whether it answers: an error is an answer, one of a server that is busy with a script, say.
+async fn feel(site: &Site) {
+    let control = Control::new(site.target.clone());
+    let mut every = interval(CHECK);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let asked = Instant::now();
+        match control.query::<String>(0, &redis::cmd("PING")).await {
+            Ok(_) | Err(UpstreamError::Refused(_)) => site.pulse.felt(asked.elapsed()),
+            Err(_) => site.pulse.lost(),
+        }
+    }
+}
+
+async fn tend(shared: Arc<Shared>, site: Arc<Site>) {
     let mut next_probe = Instant::now() + if site.facts.load().probed { PROBE_AGAIN } else { PROBE_EVERY };
     let mut next_check = Instant::now() + CHECK;
     let mut raised = Instant::now();

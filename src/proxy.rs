@@ -8,7 +8,9 @@ use tokio::time::Instant;
 use crate::{
     command::{self, Args, Class, ConnNeed, Flags, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
-    local, monitor, pubsub,
+    local,
+    metrics::{OTHER, access},
+    monitor, pubsub,
     resp::Value,
     rewrite::{
         self,
@@ -39,14 +41,22 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     if s.resend.is_some()
         && let Some(missing) = s.resend.take()
     {
+        s.at_hand = s.client.last.load(Ordering::Relaxed);
         return scripts::again(s, &missing, args);
     }
     // CLASSIFY
     let row = match command::lookup(args) {
         Lookup::Found(row) => row,
-        Lookup::Unknown => return s.refuse(command::unknown_command_error(args)),
-        Lookup::UnknownSubcommand(container) => return s.refuse(container.unknown_subcommand_error(args.at(1))),
+        Lookup::Unknown => {
+            s.at_hand = OTHER;
+            return s.refuse(command::unknown_command_error(args));
+        }
+        Lookup::UnknownSubcommand(container) => {
+            s.at_hand = OTHER;
+            return s.refuse(container.unknown_subcommand_error(args.at(1)));
+        }
     };
+    s.at_hand = row.index;
     if row.forwardable() && !s.facts(|f| f.has(row)) {
         let known = row.container().is_some_and(|c| s.facts(|f| f.has(c)));
         return match row.container() {
@@ -113,7 +123,16 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     match row.class {
         _ if pubsub::is_one(row) => pubsub::command(s, row, args, frame, spans),
         Class::Keyed | Class::Keyless => forward(s, row, args, frame, spans),
-        Class::Local => local::answer(s, row, args),
+        Class::Local => {
+            let flow = local::answer(s, row, args);
+            if matches!(flow, Flow::Next) {
+                s.cells.answered(row.index, 0, 1);
+                if s.worker.meter.samples(1) {
+                    access::write(&s.cells, s.down.peer(), row.index, args.len(), 0, None);
+                }
+            }
+            flow
+        }
         Class::Scoped if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
         Class::Scoped => match scoped::job(s, row, args) {
             Ok(job) => Flow::Run(job),

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    admin::Board,
     config::{self, AclWall, AuthMode, Config},
     directory::{DEFAULT, Directory},
     plane, server,
@@ -230,6 +231,8 @@ pub struct Reload {
     pub sites: Sites,
     /// What all workers share.
     pub shared: Arc<Shared>,
+    /// What the process tells of itself.
+    pub board: Arc<Board>,
 }
 
 impl Reload {
@@ -259,13 +262,13 @@ impl Reload {
                 }
             }
             seen = self.file.as_deref().and_then(stamp);
-            match again() {
-                Ok(config) => {
-                    if let Err(error) = self.apply(config).await {
-                        tracing::error!(error, "reload failed: the settings stay as they were");
-                    }
-                }
-                Err(error) => tracing::error!(error, "reload failed: the settings stay as they were"),
+            let outcome = match again() {
+                Ok(config) => self.apply(config).await,
+                Err(error) => Err(error),
+            };
+            self.shared.metrics.reloaded(outcome.is_ok());
+            if let Err(error) = outcome {
+                tracing::error!(error, "reload failed: the settings stay as they were");
             }
         }
     }
@@ -314,11 +317,13 @@ impl Reload {
         let ended = self.end_sessions();
         let directory = self.shared.directory.load_full();
         self.shared.scripts.keep(|tenant| directory.has(tenant));
+        self.shared.slowlog.keep(|tenant| directory.has(tenant));
         for site in self.sites.by_name.values() {
             if let Err(error) = plane::raise(site, &[&directory]).await {
                 tracing::error!(upstream = %site.target, error, "users of tenants that are gone may still stand");
             }
         }
+        self.board.in_force(self.sites.by_name.values().cloned(), &config.shown);
         gone.leave().await;
         tracing::info!(tenants = config.tenants.len(), ended, "settings reloaded");
         self.config = config;
@@ -367,6 +372,10 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     if old.workers != new.workers {
         names.push("workers");
         new.workers = old.workers;
+    }
+    if old.admin.listen != new.admin.listen {
+        names.push("admin.listen");
+        new.admin.listen.clone_from(&old.admin.listen);
     }
     if old.log != new.log {
         names.push("log");

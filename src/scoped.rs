@@ -23,6 +23,7 @@ use crate::{
     downstream::Downstream,
     error::UpstreamError,
     glob, local,
+    metrics::{ErrorKind, JobGuard, access},
     resp::Value,
     rewrite::canonical,
     scripts::{self, store::Entry},
@@ -153,6 +154,24 @@ fn scan(args: &Args<'_>) -> Result<Scan, String> {
     Ok(scan)
 }
 
+impl Job {
+    /// The command that asks for it.
+    fn command(&self) -> &'static str {
+        match self {
+            Self::Keys(_) => "KEYS",
+            Self::Scan(_) => "SCAN",
+            Self::DbSize => "DBSIZE",
+            Self::RandomKey => "RANDOMKEY",
+            Self::Flush { all: true, .. } => "FLUSHALL",
+            Self::Flush { all: false, .. } => "FLUSHDB",
+            Self::Unblock { .. } => "CLIENT UNBLOCK",
+            Self::LoadScript(_) => "SCRIPT LOAD",
+            Self::KillScript => "SCRIPT KILL",
+            Self::Info(_) => "INFO",
+        }
+    }
+}
+
 /// Does the work and answers: `false` when the connection ended meanwhile. Nothing is in flight for the session.
 pub async fn run(s: &mut Session, job: Job) -> bool {
     let control = match s.reach.control(s.tenant.id) {
@@ -165,13 +184,16 @@ pub async fn run(s: &mut Session, job: Job) -> bool {
     };
     // A FLUSHDB goes on when its client leaves, so as not to be left half done; anything else is for that client alone.
     let flushes = matches!(job, Job::Flush { .. });
+    let (row, began) = (s.at_hand, Instant::now());
+    let number = s.tenant.db_base + s.db;
     let scope = Scope {
+        job: Rc::new(s.worker.shared.metrics.jobs.begin(&s.tenant.name, job.command(), number)),
         worker: Rc::clone(&s.worker),
         reach: Rc::clone(&s.reach),
         control,
         tenant: Arc::clone(&s.tenant),
         prefix: Rc::clone(&s.prefix),
-        db: s.tenant.db_base + s.db,
+        db: number,
         asked_by: (!flushes).then(|| Rc::clone(&s.down)),
     };
     let muted = s.muted();
@@ -194,11 +216,23 @@ pub async fn run(s: &mut Session, job: Job) -> bool {
     if !s.wait(Until::Drained).await {
         return false;
     }
+    let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    s.cells.answered(row, took, 1);
     let value = match done.take() {
         Some(Ok(value)) => value,
         Some(Err(error)) => Value::error(error.to_line()),
         None => Value::error("ERR internal error"),
     };
+    let failed = match &value {
+        Value::Error(line) => Some(ErrorKind::of(line)),
+        _ => None,
+    };
+    if let Some(kind) = failed {
+        s.cells.error(kind, 1);
+    }
+    if s.worker.meter.samples(1) {
+        access::write(&s.cells, s.down.peer(), row, 0, took, failed);
+    }
     if !muted {
         let proto = s.proto;
         s.down.append(|out| value.encode(proto, out));
@@ -247,6 +281,8 @@ struct Scope {
     prefix: Rc<[u8]>,
     /// The upstream's number.
     db: u32,
+    /// What an operator sees of it.
+    job: Rc<JobGuard>,
     /// The client without which it need not go on.
     asked_by: Option<Rc<Downstream>>,
 }
@@ -336,6 +372,10 @@ impl Scope {
             tracing::error!("SCAN returned names outside the tenant's prefix: left out");
         }
         let next = next.parse().map_err(|_| UpstreamError::Unreachable("unexpected reply to SCAN".into()))?;
+        let cells = &self.worker.meter.cells;
+        cells.scoped_steps.add(1);
+        cells.scoped_keys.add(names.len() as u64);
+        self.job.job.page(next, names.len());
         Ok((next, names))
     }
 

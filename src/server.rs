@@ -17,7 +17,10 @@ use std::{
     os::unix::{fs::FileTypeExt as _, net::UnixListener as StdUnixListener},
     path::{Path, PathBuf},
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -32,11 +35,13 @@ use tokio::{
 };
 
 use crate::{
+    admin::{Admin, Board, Phase},
     clients::{Client, Clients},
     config::{self, ClientAuth, Config, Endpoint as Place, Listen},
     directory::{self, Directory},
     downstream::{Alarm, Downstream},
     login,
+    metrics::Metrics,
     net::{ReadHalf, WriteHalf, split_tcp, split_unix},
     plane,
     reload::{Reload, Signals, Sites},
@@ -86,13 +91,15 @@ pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::
     Ok((target, child))
 }
 
-/// Serves until told to stop by SIGTERM or SIGINT; `again` reads the settings anew, on SIGHUP or when `file` changes. Needs a local runtime.
+/// Serves until told to stop by SIGTERM or SIGINT; `again` reads the settings anew, on SIGHUP or when `file` changes. `lines_lost` counts what the
+/// log could not write. Needs a local runtime.
 ///
 /// # Errors
 /// A sentence for the operator: an address that cannot be bound, a managed upstream that does not start.
 pub async fn run(
     config: Config,
     file: Option<PathBuf>,
+    lines_lost: Arc<AtomicU64>,
     again: impl Fn() -> Result<Config, String>,
 ) -> Result<(), String> {
     let hangup = Signals::hangup()?;
@@ -123,6 +130,8 @@ pub async fn run(
         clients: Clients::default(),
         limits: ArcSwap::from_pointee(client_limits(&config)),
         throttle: Throttle::default(),
+        metrics: Arc::new(Metrics::new(config.log.access_sample, lines_lost)),
+        draining: AtomicBool::new(false),
         flushes: Flushes::default(),
         scripts: Store::default(),
         slowlog: Arc::new(SlowLog::new(config.admin.slowlog_threshold, config.admin.slowlog_length)),
@@ -131,6 +140,18 @@ pub async fn run(
         port,
         run_id: random_id(),
     });
+    let board = Board::new(&shared, workers);
+    board.in_force(sites.by_name.values().cloned(), &config.shown);
+    let admin = match &config.admin.listen {
+        Some(address) => match Admin::start(address, &board).await {
+            Ok(admin) => Some(admin),
+            Err(error) => {
+                sites.stop().await;
+                return Err(error);
+            }
+        },
+        None => None,
+    };
     // Clients that connect at once should find an upstream whose commands are known; one that is down must not keep them out.
     for site in sites.by_name.values() {
         plane::learn(site).await;
@@ -153,14 +174,18 @@ pub async fn run(
             .map_err(|e| format!("cannot start a worker thread: {e}"))?;
         threads.push(thread);
     }
+    shared.metrics.loaded();
+    board.enter(Phase::Serving);
     for b in &bound {
         tracing::info!(address = b.shown, workers, tenants = config.tenants.len(), "serving");
     }
 
-    let mut reload = Reload { config, file, sites, shared: Arc::clone(&shared) };
+    let mut reload = Reload { config, file, sites, shared: Arc::clone(&shared), board: Arc::clone(&board) };
     reload.until_stopped(signals, again).await;
     let Reload { config, mut sites, .. } = reload;
     tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
+    board.enter(Phase::Draining);
+    shared.draining.store(true, Ordering::SeqCst);
     leave.send_replace(Some(Instant::now() + config.shutdown_grace));
     for client in shared.clients.all() {
         // A client that waits in a blocking command has nothing coming that it must not lose.
@@ -182,6 +207,9 @@ pub async fn run(
         }
     }
     sites.stop().await;
+    if let Some(admin) = admin {
+        admin.stop().await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -445,19 +473,28 @@ fn greet(
     let directory = shared.directory.load();
     let first = directory.first(&listener.name, &identities);
     if listener.of_tenant && !directory.listeners.contains_key(&*listener.name) {
+        worker.meter.cells.rejected.add(1);
         let _ = write.try_write(b"-ERR the tenant of this address is not served any more\r\n");
         return;
     }
+    let counts = &worker.meter.cells;
     if shared.clients.len() >= limits.clients || first.as_ref().is_some_and(|(tenant, _)| !tenant.admit()) {
+        counts.rejected.add(1);
         let _ = write.try_write(b"-ERR max number of clients reached\r\n");
         return;
     }
+    counts.accepted.add(1);
     let alarm = Arc::<Alarm>::default();
     let client = Client::new(shared.clients.next_id(), addr, laddr, Arc::clone(&alarm), directory.nobody.id);
     let client = Arc::new(client);
     tracing::debug!(client = %client.addr, id = client.id, "client connected");
     shared.clients.insert(Arc::clone(&client));
-    let down = Rc::new(Downstream::new(write, limits.output, Rc::clone(&worker.spares), alarm));
+    // It came just before the listeners closed, and may have come too late to be told with the others.
+    if shared.draining.load(Ordering::SeqCst) {
+        client.alarm.kill_when_idle();
+    }
+    let down =
+        Rc::new(Downstream::new(write, Arc::clone(&client.addr), limits.output, Rc::clone(&worker.spares), alarm));
     let mut session = Session::new(worker, read, down, Arc::clone(&client));
     session.listener = Rc::clone(&listener.name);
     session.identities.clone_from(&identities);
@@ -470,7 +507,8 @@ fn greet(
     tokio::task::spawn_local(async move {
         session.run().await;
         worker.shared.clients.remove(client.id);
-        tracing::debug!(client = %client.addr, id = client.id, "client disconnected");
+        let (tenant, age) = (&*session.tenant.name, client.since.elapsed());
+        tracing::debug!(client = %client.addr, id = client.id, tenant, ?age, "client disconnected");
         drop(present);
     });
 }

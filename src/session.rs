@@ -38,6 +38,7 @@ use crate::{
     downstream::Downstream,
     error::UpstreamError,
     login::{self},
+    metrics::{OTHER, TenantCells},
     monitor,
     net::ReadHalf,
     proxy,
@@ -106,6 +107,8 @@ pub struct Session {
     pub client: Arc<Client>,
     /// Who it speaks for.
     pub tenant: Arc<Tenant>,
+    /// What this worker counts of the tenant.
+    pub cells: Arc<TenantCells>,
     /// The tenant's prefix.
     pub prefix: Rc<[u8]>,
     /// The tenant's upstream, as this worker reaches it.
@@ -131,6 +134,12 @@ pub struct Session {
     pub shown: bool,
     /// Bytes of replies that the tenant's rate has been charged with.
     charged: u64,
+    /// Row of the command at hand.
+    pub at_hand: u16,
+    /// The row of the last commands, and how many of them are not counted yet.
+    run: (u16, u64),
+    /// Bytes written to the client that its tenant's counts have.
+    counted: u64,
     /// HELLO.
     pub proto: Proto,
     /// SELECT, as the tenant counts.
@@ -209,6 +218,10 @@ impl Session {
         let tenant = Arc::clone(&worker.shared.directory.load().nobody);
         Self {
             prefix: Rc::from(&*tenant.prefix),
+            cells: worker.meter.tenant(tenant.id, &tenant.name),
+            counted: 0,
+            at_hand: OTHER,
+            run: (OTHER, 0),
             reach: worker.reach(&tenant.site),
             facts: RefCell::new(Cache::new(FactsOf(Arc::clone(&tenant.site)))),
             tenant,
@@ -287,7 +300,11 @@ impl Session {
                 // What is seldom is boxed: its state would make every idle connection larger.
                 Step::Flow(Flow::Run(job)) => Box::pin(scoped::run(self, job)).await,
                 Step::Flow(Flow::Login(attempt)) => Box::pin(login::run(self, attempt)).await,
-                Step::Big => Box::pin(big::pass(self)).await,
+                Step::Big => {
+                    let alive = Box::pin(big::pass(self)).await;
+                    self.count_run();
+                    alive
+                }
                 Step::Eof => {
                     // What came before the end is answered, as far as the client still listens.
                     self.wait(Until::Drained).await;
@@ -326,6 +343,8 @@ impl Session {
         monitor::leave(self);
         tracking::end(self);
         self.charge_replies(Instant::now());
+        self.count_run();
+        self.count_written();
         if self.logged_in {
             self.tenant.leave();
         }
@@ -439,6 +458,8 @@ impl Session {
                 Poll::Ready(Err(_)) => return Poll::Ready(Step::Closed),
             };
             self.more = n == READ;
+            self.cells.bytes_in.add(n as u64);
+            self.count_written();
             if self.held.is_empty() {
                 let (used, step) = self.process(&scratch[..n]);
                 if used < n {
@@ -508,6 +529,7 @@ impl Session {
                 flow => break (at + n, Step::Flow(flow)),
             }
         };
+        self.count_run();
         if self.tx.as_ref().is_some_and(|tx| tx.block)
             && let Some(lane) = &self.lane
         {

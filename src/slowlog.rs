@@ -2,6 +2,8 @@
 //! keeps (<https://redis.io/docs/latest/commands/slowlog/>) is the time a command ran, of all tenants together, with their keys and values;
 //! this is the time a tenant's client waited, waiting behind others included, and holds no argument.
 
+mod spikes;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -12,6 +14,9 @@ use std::{
 };
 
 use dashmap::DashMap;
+
+use crate::command::ROWS;
+pub use spikes::{Event, Series, Spikes};
 
 /// One slow command.
 #[derive(Clone, Debug)]
@@ -36,6 +41,8 @@ pub struct SlowLog {
     length: AtomicUsize,
     next: AtomicU64,
     tenants: DashMap<u32, Mutex<VecDeque<Entry>>>,
+    /// LATENCY of the same commands.
+    pub spikes: Spikes,
 }
 
 impl SlowLog {
@@ -46,6 +53,7 @@ impl SlowLog {
             length: AtomicUsize::new(0),
             next: AtomicU64::new(0),
             tenants: DashMap::default(),
+            spikes: Spikes::default(),
         };
         log.set(threshold, length);
         log
@@ -65,12 +73,13 @@ impl SlowLog {
 
     /// Keeps a command.
     pub fn push(&self, tenant: u32, took: Duration, row: u16, argc: u32) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.spikes.add(tenant, ROWS.get(usize::from(row)), at, took);
         let length = self.length.load(Ordering::Relaxed);
         if length == 0 {
             return;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let log = self.tenants.entry(tenant).or_default();
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         log.push_front(Entry { id, at, took, row, argc });
@@ -84,9 +93,27 @@ impl SlowLog {
         })
     }
 
+    /// The newest `most` of all tenants', each with its tenant's number.
+    pub fn newest_of_all(&self, most: usize) -> Vec<(u32, Entry)> {
+        let mut all: Vec<(u32, Entry)> = Vec::new();
+        for log in &self.tenants {
+            let own = log.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(own.iter().take(most).map(|entry| (*log.key(), entry.clone())));
+        }
+        all.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.id));
+        all.truncate(most);
+        all
+    }
+
     /// How many of a tenant's commands are kept.
     pub fn len(&self, tenant: u32) -> usize {
         self.tenants.get(&tenant).map_or(0, |log| log.lock().unwrap_or_else(PoisonError::into_inner).len())
+    }
+
+    /// Forgets tenants that are no more.
+    pub fn keep(&self, stands: impl Fn(u32) -> bool) {
+        self.tenants.retain(|tenant, _| stands(*tenant));
+        self.spikes.keep(stands);
     }
 
     /// Forgets a tenant's commands.

@@ -18,7 +18,10 @@ use std::{
     fmt, io,
     path::PathBuf,
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,7 @@ use crate::{
     command::Row,
     downstream::Spares,
     error::UpstreamError,
+    metrics::{Meter, SiteCells},
     net::{self, ReadHalf, WriteHalf},
     resp::{self, Proto, reply::Scanner},
     slowlog::SlowLog,
@@ -198,6 +202,34 @@ pub struct Site {
     logins_at_once: Semaphore,
     /// Steps of scoped work that it is asked for at once, by all tenants together.
     pub steps: Semaphore,
+    /// Whether it answers.
+    pub pulse: Pulse,
+}
+
+/// Whether an upstream answers, as the control plane last found.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    reachable: AtomicBool,
+    micros: AtomicU64,
+}
+
+impl Pulse {
+    /// It answered a PING after this time.
+    pub fn felt(&self, after: Duration) {
+        self.micros.store(u64::try_from(after.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.reachable.store(true, Ordering::Relaxed);
+    }
+
+    /// It did not answer.
+    pub fn lost(&self) {
+        self.reachable.store(false, Ordering::Relaxed);
+    }
+
+    /// After how long it answered last, if it did when it was last asked.
+    pub fn rate(&self) -> Option<Duration> {
+        let reachable = self.reachable.load(Ordering::Relaxed);
+        reachable.then(|| Duration::from_micros(self.micros.load(Ordering::Relaxed)))
+    }
 }
 
 impl Site {
@@ -215,6 +247,7 @@ impl Site {
             login_refused: Notify::new(),
             logins_at_once: Semaphore::new(LOGINS),
             steps: Semaphore::new(STEPS),
+            pulse: Pulse::default(),
         }
     }
 
@@ -391,12 +424,14 @@ pub struct Env {
     pub spares: Rc<Spares>,
     /// Slow commands.
     pub slowlog: Arc<SlowLog>,
+    /// What the worker counts of tenants.
+    pub meter: Rc<Meter>,
+    /// What the worker counts of this upstream.
+    pub cells: Arc<SiteCells>,
     /// Back-off.
     pub health: Health,
     /// Connects in flight.
     connects: Semaphore,
-    /// Replies withheld because they held a foreign name.
-    pub isolation_failures: Cell<u64>,
     /// Retired connections by tenant.
     retired: RefCell<HashMap<u32, u32>>,
 }
@@ -418,16 +453,18 @@ impl Pool {
         scratch: Rc<RefCell<Vec<u8>>>,
         clock: Rc<Clock>,
         spares: Rc<Spares>,
+        meter: Rc<Meter>,
     ) -> Self {
         let env = Rc::new(Env {
+            cells: meter.cells.site(&site.name),
             site,
             slowlog,
+            meter,
             scratch,
             clock,
             spares,
             health: Health::default(),
             connects: Semaphore::new(CONNECTS),
-            isolation_failures: Cell::new(0),
             retired: RefCell::default(),
         });
         Self { env, shared: RefCell::default(), spare: RefCell::default(), all: RefCell::default() }
@@ -540,6 +577,26 @@ impl Pool {
                 conn.send_own(b"*1\r\n$4\r\nPING\r\n");
             }
         }
+    }
+
+    /// Now and then: counts what there is.
+    pub fn take_stock(&self) {
+        let all = self.all.borrow();
+        let open = || all.iter().filter_map(Weak::upgrade).filter(|c| !c.dead());
+        open().for_each(|c| c.cells().in_flight.set(0));
+        let (mut shared, mut dedicated, mut in_flight) = (0, 0, 0);
+        for conn in open() {
+            *(if conn.is_dedicated() { &mut dedicated } else { &mut shared }) += 1;
+            let due = u64::from(conn.due());
+            conn.cells().in_flight.add(due);
+            in_flight += due;
+        }
+        let spare = self.spare.borrow().values().map(|conns| conns.len() as u64).sum();
+        let cells = &self.env.cells;
+        cells.shared.set(shared);
+        cells.dedicated.set(u64::saturating_sub(dedicated, spare));
+        cells.spare.set(spare);
+        cells.in_flight.set(in_flight);
     }
 
     /// Whether it has any connection.

@@ -3,7 +3,12 @@
 
 mod reach;
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::ServerConfig;
@@ -17,6 +22,7 @@ use crate::{
     directory::Directory,
     downstream::{Downstream, Spares},
     login::Login,
+    metrics::{Meter, Metrics},
     pubsub::Hubs,
     scoped::Flushes,
     scripts::store::Store,
@@ -63,6 +69,10 @@ pub struct Shared {
     pub throttle: Throttle,
     /// Slow commands of all tenants.
     pub slowlog: Arc<SlowLog>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// No new clients are served.
+    pub draining: AtomicBool,
     /// FLUSHDBs in progress.
     pub flushes: Flushes,
     /// The scripts of all tenants.
@@ -93,6 +103,8 @@ pub struct Worker {
     pub scratch: Rc<RefCell<Vec<u8>>>,
     /// The worker's clock.
     pub clock: Rc<Clock>,
+    /// What it counts.
+    pub meter: Rc<Meter>,
     /// Empty buffers.
     pub spares: Rc<Spares>,
     /// Upstreams, as they come into use; few.
@@ -112,6 +124,7 @@ impl Worker {
             shared: Arc::clone(shared),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH])),
             clock: Rc::default(),
+            meter: Rc::new(Meter::new(&shared.metrics)),
             spares: Rc::default(),
             reaches: RefCell::default(),
             hubs: Hubs::default(),
@@ -127,7 +140,8 @@ impl Worker {
             return Rc::clone(reach);
         }
         let (scratch, clock, spares) = (Rc::clone(&self.scratch), Rc::clone(&self.clock), Rc::clone(&self.spares));
-        let pool = Pool::new(Arc::clone(site), Arc::clone(&self.shared.slowlog), scratch, clock, spares);
+        let (slowlog, meter) = (Arc::clone(&self.shared.slowlog), Rc::clone(&self.meter));
+        let pool = Pool::new(Arc::clone(site), slowlog, scratch, clock, spares, meter);
         let reach = Rc::new(Reach::new(pool));
         reaches.push(Rc::clone(&reach));
         reach
@@ -170,7 +184,7 @@ impl Worker {
             if client.written() != *written {
                 (*since, *written) = (now, client.written());
             } else if now.wrapping_sub(*since) > crate::upstream::ticks(STALLED) {
-                tracing::debug!("client took nothing for a minute: disconnected");
+                tracing::debug!(client = client.peer(), "client took nothing for a minute: disconnected");
                 client.abandon();
                 return false;
             }

@@ -65,6 +65,8 @@ fn get_and_set_allocate_nothing_in_steady_state() {
         listen: vec![format!("127.0.0.1:{port}")],
         upstream: Some(format!("redis://127.0.0.1:{upstream}")),
         workers: Some("1".into()),
+        // All is counted, and looked at once a second.
+        admin: Some("127.0.0.1:0".into()),
         ..CliOverrides::default()
     };
     let config = Config::read(None, [("KEYFENCE_UPSTREAM__ACL_WALL".into(), "off".into())].into_iter(), &settings)
@@ -72,7 +74,9 @@ fn get_and_set_allocate_nothing_in_steady_state() {
     thread::spawn(move || {
         let runtime =
             Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
-        runtime.block_on(keyfence::server::run(config, None, || Err("not in this test".into()))).expect("served");
+        runtime
+            .block_on(keyfence::server::run(config, None, std::sync::Arc::default(), || Err("not in this test".into())))
+            .expect("served");
     });
     let mut client = connect(port);
     let value = [b'v'; 64];

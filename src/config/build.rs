@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::source::Layers;
 use super::{
     AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Secret,
-    Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
+    Shown, Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
 };
 
 impl Config {
@@ -63,7 +63,9 @@ impl Config {
             log: Log {
                 level: s.text("log.level").parse().map_err(|_| s.error("log.level", "not a level"))?,
                 format: if s.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
+                access_sample: s.number("log.access_sample")?,
             },
+            shown: Shown::default(),
         };
         tenants::check(&config, s)?;
         config.check_tls(s)?;

@@ -3,7 +3,7 @@
 
 use super::table::{self, SETTINGS, Setting, VARIABLES};
 use super::value::{self, Kind, Value, Written};
-use super::{CliOverrides, ConfigError};
+use super::{CliOverrides, ConfigError, Line};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,22 @@ impl Layers {
         layers.add_env(env)?;
         layers.add_cli(cli)?;
         Ok(layers)
+    }
+
+    /// Every key but those of tenants, with where its value is from; further upstreams' as far as they were set.
+    pub(super) fn shown(&self) -> Vec<Line> {
+        let plain = SETTINGS.iter().map(|row| row.path).filter(|path| !path.contains('*')).map(String::from);
+        let named = self.values.keys().filter(|path| path.starts_with("upstreams.")).cloned();
+        let line = |key: String| {
+            let value = match self.value(&key) {
+                Value::Text(text) if text.is_empty() => text,
+                Value::Texts(list) if list.is_empty() => String::new(),
+                _ if row(&key).kind.is_secret() => "***".into(),
+                value => value.to_string(),
+            };
+            Line { value, from: self.origin(&key).to_string(), key }
+        };
+        plain.chain(named).map(line).collect()
     }
 
     /// The names given under `section` (`tenants` or `upstreams`).

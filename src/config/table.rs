@@ -129,11 +129,12 @@ pub static SETTINGS: &[Setting] = &[
     row("tls.key_file", Text, r#""""#, "Its key, PEM."),
     row("tls.client_ca_file", Text, r#""""#, "Certificate authorities of client certificates, PEM."),
     row("tls.client_auth", Choice(&["off", "optional", "required"]), r#""off""#, "Whether a client shows a certificate: `optional`, it may; `required`, it must."),
-    restart("admin.listen", Text, r#""127.0.0.1:9180""#, "Metrics, health and status; empty: off. Accepted, nothing listens there yet."),
+    restart("admin.listen", Text, r#""127.0.0.1:9180""#, "`host:port` of metrics, health and the status page; empty: off. No login: keep it where only operators are."),
     row("admin.slowlog_threshold", Duration(0), r#""10ms""#, "SLOWLOG keeps commands whose clients waited this long or longer."),
     row("admin.slowlog_length", Int(0, 1_000_000), "128", "How many it keeps of each tenant."),
     restart("log.level", Choice(&["off", "error", "warn", "info", "debug", "trace"]), r#""info""#, "The least grave messages that are written."),
     restart("log.format", Choice(&["text", "json"]), r#""text""#, "One line of text, or one JSON object, a message."),
+    restart("log.access_sample", Int(0, 1_000_000_000), "0", "One of so many commands is written, at level info: who, which command, how long, how it ended; 0: none, 1: all."),
 ];
 
 /// A path as one text: its parts with dots between, those that are more than a bare key in quotes, as TOML writes them.

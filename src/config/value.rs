@@ -117,6 +117,26 @@ pub(super) enum Value {
     Texts(Vec<String>),
 }
 
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(b) => write!(f, "{b}"),
+            Self::Int(n) => write!(f, "{n}"),
+            Self::Duration(Duration::ZERO) => f.write_str("0s"),
+            Self::Duration(d) => write!(f, "{d:?}"),
+            Self::Size(n) => {
+                let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+                match units.iter().find(|(bits, _)| *n > 0 && n.trailing_zeros() >= *bits) {
+                    Some((bits, unit)) => write!(f, "{}{unit}", n >> bits),
+                    None => write!(f, "{n}B"),
+                }
+            }
+            Self::Text(text) => f.write_str(text),
+            Self::Texts(list) => f.write_str(&list.join(", ")),
+        }
+    }
+}
+
 /// Reads `written` as `kind`, or says in a clause what is wrong with it; never repeats a secret.
 pub(super) fn read(kind: Kind, written: &Written) -> Result<Value, String> {
     match kind {

@@ -155,7 +155,8 @@ async fn step(scope: &Scope, cursor: u64, pattern: &[u8], unlink: bool) -> Resul
         for name in &names {
             cmd.arg([&scope.prefix, &name[..]].concat());
         }
-        let _: u64 = scope.control.query(scope.db, &cmd).await?;
+        let deleted: u64 = scope.control.query(scope.db, &cmd).await?;
+        scope.worker.meter.cells.scoped_deleted.add(deleted);
     }
     Ok(next)
 }

@@ -22,6 +22,7 @@ use crate::{
     command::{Row, Span},
     error::UpstreamError,
     login::Login,
+    metrics::{ErrorKind, access},
     monitor, pubsub,
     resp::{Value, request::Progress},
     rewrite::Namespace,
@@ -52,6 +53,12 @@ impl Session {
 
     /// The command at hand is done with, but for its reply.
     pub fn end_command(&mut self) {
+        if self.at_hand == self.run.0 {
+            self.run.1 += 1;
+        } else {
+            self.count_run();
+            self.run = (self.at_hand, 1);
+        }
         self.paid = false;
         self.shown = false;
         self.replies = match self.replies {
@@ -196,6 +203,9 @@ impl Session {
                 self.client.relabel(|labels| labels.name.clear());
             }
         }
+        self.count_run();
+        self.count_written();
+        self.cells = self.worker.meter.tenant(tenant.id, &tenant.name);
         self.down.belong_to(&tenant.backlog);
         self.prefix = Rc::from(&*tenant.prefix);
         if !Arc::ptr_eq(&self.tenant.site, &tenant.site) {
@@ -211,8 +221,33 @@ impl Session {
         self.client.db.store(0, Ordering::Relaxed);
     }
 
+    /// Adds the commands that were asked for since this was last done to what is counted of its tenant: several of one kind, which is what
+    /// a pipeline most often holds, count as quickly as one.
+    #[inline]
+    pub(super) fn count_run(&mut self) {
+        let (row, times) = self.run;
+        if times > 0 {
+            self.cells.command(row).calls.add(times);
+            self.run.1 = 0;
+        }
+    }
+
+    /// Adds the bytes written to the client since this was last done to what is counted of its tenant.
+    pub(super) fn count_written(&mut self) {
+        let written = self.down.written();
+        self.cells.bytes_out.add(written - self.counted);
+        self.counted = written;
+    }
+
     /// Answers from here, in order.
     pub fn answer(&mut self, value: &Value) {
+        if let Value::Error(line) = value {
+            let kind = ErrorKind::of(line);
+            self.cells.error(kind, 1);
+            if self.worker.meter.samples(1) {
+                access::write(&self.cells, self.down.peer(), self.at_hand, 0, 0, Some(kind));
+            }
+        }
         if !self.muted() {
             self.answer_bytes(&value.to_bytes(self.proto));
         }

@@ -83,6 +83,9 @@ impl Session {
             Until::Unpaused(at, _) | Until::Moment(at) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
             _ => None,
         };
+        if matches!(until, Until::InFlight(_) | Until::Room(_) | Until::Unsent(_)) {
+            self.worker.meter.cells.held_back.add(1);
+        }
         let blocking = matches!(until, Until::Reply(_));
         let may_leave = blocking || matches!(until, Until::Unpaused(..) | Until::Proven);
         self.client.blocked.store(blocking, Ordering::Relaxed);
@@ -221,6 +224,7 @@ impl Session {
             match self.read.poll_read(cx, &mut scratch[..]) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Ok(n)) if n > 0 => {
+                    self.cells.bytes_in.add(n as u64);
                     into.extend_from_slice(&scratch[..n]);
                     Poll::Ready(true)
                 }

@@ -16,6 +16,7 @@
 mod read;
 pub mod tracker;
 mod window;
+mod written;
 
 use std::{
     cell::{Cell, RefCell},
@@ -36,11 +37,13 @@ use tokio::{task::AbortHandle, time::timeout};
 
 use read::{PATIENCE, Reading};
 use window::Window;
+use written::Written;
 
 use super::{Env, Key, ticks};
 use crate::{
     downstream::Downstream,
     error::UpstreamError,
+    metrics::{ErrorKind, TenantCells},
     net::WriteHalf,
     resp,
     rewrite::reply::{
@@ -154,6 +157,10 @@ pub struct Conn {
     /// Sessions that wait for `out` to drain.
     room: RefCell<Vec<(Rc<Downstream>, Waker)>>,
     tasks: RefCell<Vec<AbortHandle>>,
+    /// What is counted of its tenant.
+    cells: Arc<TenantCells>,
+    /// When its requests were written.
+    written: Written,
     /// Who gets its pushes.
     tracker: RefCell<Option<tracker::Tracker>>,
     /// The server's number for it; 0: not known.
@@ -198,6 +205,8 @@ impl Conn {
             writer: RefCell::default(),
             room: RefCell::default(),
             tasks: RefCell::default(),
+            cells: env.meter.of(key.tenant),
+            written: Written::default(),
             tracker: RefCell::default(),
             number: Arc::default(),
         });
@@ -217,6 +226,7 @@ impl Conn {
         let error = match result {
             Ok(Ok((read, write))) => {
                 self.env.health.succeeded();
+                self.env.cells.connected.add(1);
                 self.ready.set(true);
                 self.kick();
                 self.spawn(Rc::clone(&self).write_on(write));
@@ -226,12 +236,14 @@ impl Conn {
             // What the server itself says of one pool (its user, its database, its protocol) is no reason to keep others waiting.
             Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::Other | io::ErrorKind::PermissionDenied) => {
                 tracing::warn!(upstream = %self.env.site.target, %error, "the upstream refused a connection");
+                self.env.cells.connect_failed.add(1);
                 return self.fail(&UpstreamError::Unreachable(error.to_string()));
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no connection within {:?}", self.env.site.target.connect_timeout),
         };
         self.env.health.failed(&error);
+        self.env.cells.connect_failed.add(1);
         self.fail(&UpstreamError::Unreachable(error));
     }
 
@@ -285,6 +297,21 @@ impl Conn {
         self.waiters.borrow().is_empty()
     }
 
+    /// What is counted of its tenant.
+    pub fn cells(&self) -> &TenantCells {
+        &self.cells
+    }
+
+    /// Whether it belongs to one session at a time.
+    pub fn is_dedicated(&self) -> bool {
+        self.dedicated
+    }
+
+    /// Replies due.
+    pub fn due(&self) -> u32 {
+        self.window.due()
+    }
+
     /// Whether it is connected.
     pub fn ready(&self) -> bool {
         self.ready.get()
@@ -316,9 +343,12 @@ impl Conn {
         let now = self.env.clock.now();
         self.used.set(now);
         let since = if patient { NEVER } else { now };
+        let sent = self.env.clock.micros();
         let mut waiters = self.waiters.borrow_mut();
+        // Those of one read: they have one moment between them.
         if let (Owed::Raw, Some(last)) = (&owed, waiters.back_mut())
             && matches!(last.owed, Owed::Raw)
+            && last.sent == sent
             && last.since == since
             && last.what.row == what.row
             && last.client.as_ref().is_some_and(|c| Rc::ptr_eq(c, client))
@@ -326,7 +356,7 @@ impl Conn {
             last.count += 1;
             return;
         }
-        let sent = self.env.clock.micros();
+        self.written.one_more();
         waiters.push_back(Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what });
     }
 
@@ -348,6 +378,7 @@ impl Conn {
         let since = if since == NEVER { 0 } else { since };
         let sent = self.env.clock.micros();
         let waiter = Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what };
+        self.written.one_more();
         self.waiters.borrow_mut().push_back(waiter);
     }
 
@@ -359,6 +390,7 @@ impl Conn {
     fn send_for(&self, frame: &[u8], owed: Owed) {
         self.send(|out| out.extend_from_slice(frame));
         self.window.sent();
+        self.written.one_more();
         self.waiters.borrow_mut().push_back(Waiter {
             client: None,
             owed,
@@ -465,6 +497,7 @@ impl Conn {
                         {
                             waiter.owed = Owed::Unheard(flight);
                         }
+                        self.cells.error(ErrorKind::of(line.as_bytes()), u64::from(waiter.count));
                         client.append(|out| (0..waiter.count).for_each(|_| resp::put_error(out, line.as_bytes())));
                     }
                 }
@@ -486,11 +519,15 @@ impl Conn {
             })
             .await;
             let buf = std::mem::replace(&mut *self.out.borrow_mut(), self.env.spares.take());
+            let upto = self.written.so_far();
             if let Err(error) = write.write_all(&buf, |left| self.writing.set(left)).await {
                 tracing::warn!(upstream = %self.env.site.target, %error, "upstream connection broke");
                 return self.fail(&UpstreamError::Lost);
             }
             self.writing.set(0);
+            self.env.clock.look();
+            self.written.at(upto, self.env.clock.micros());
+            self.env.cells.bytes_out.add(buf.len() as u64);
             self.env.spares.put(buf);
             self.wake_waiting_for_room();
         }
@@ -509,6 +546,9 @@ impl Conn {
         let mut begun = self.reading.borrow().begun;
         let mut touched = Vec::new();
         let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
+        if self.ready.get() && waiters.iter().any(|w| w.client.is_some()) {
+            self.env.cells.broken.add(1);
+        }
         for (i, waiter) in waiters.into_iter().enumerate() {
             let Some(client) = waiter.client else { continue };
             // Half of the first reply may have gone out; a client that has it cannot be told anything any more.
@@ -526,6 +566,7 @@ impl Conn {
                     out.extend_from_slice(bytes);
                 }
                 Owed::Raw | Owed::Instead(_) | Owed::Rewritten(_) => {
+                    self.cells.error(ErrorKind::of(text.as_bytes()), u64::from(waiter.count));
                     (0..waiter.count).for_each(|_| resp::put_error(out, text.as_bytes()));
                 }
             });

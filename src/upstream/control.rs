@@ -32,6 +32,11 @@ impl Control {
         Self { target, conns: RefCell::default() }
     }
 
+    /// How many connections it has.
+    pub fn open(&self) -> usize {
+        self.conns.borrow().len()
+    }
+
     /// Runs one command on database `db`.
     ///
     /// # Errors

@@ -107,6 +107,7 @@ struct Place<'a>(&'a Env, u32);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.site.open.release(self.1);
+        self.0.cells.listening.sub(1);
     }
 }
 
@@ -216,6 +217,7 @@ impl Feed {
         };
         site.open.acquire(tenant, false)?;
         let place = Place(&self.env, tenant);
+        self.env.cells.listening.add(1);
         let limit = site.target.connect_timeout;
         let connecting = async {
             let _permit = self.env.connects.acquire().await.map_err(io::Error::other)?;

@@ -28,6 +28,11 @@ impl Open {
         Self { limit, counts: Mutex::default() }
     }
 
+    /// Most at once.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// How many are open.
     pub fn count(&self) -> usize {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).all

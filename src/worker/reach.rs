@@ -78,5 +78,8 @@ impl Reach {
         self.pool.tidy();
         let now = self.pool.env().clock.now();
         self.of_users.borrow_mut().retain(|user| now.wrapping_sub(user.used) < ticks(IDLE));
+        self.pool.take_stock();
+        let of_users: usize = self.of_users.borrow().iter().map(|user| user.control.open()).sum();
+        self.pool.env().cells.control.set((self.own.open() + of_users) as u64);
     }
 }

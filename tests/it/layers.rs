@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// From module to modules, sorted. See "Layers" in docs/architecture.md.
 const MAY_NAME: &[(&str, &[&str])] = &[
+    ("admin", &["command", "config", "metrics", "tenant", "upstream", "worker"]),
     ("adopt", &["config", "error", "walk"]),
     (
         "big",
@@ -13,6 +14,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "command",
             "error",
             "login",
+            "metrics",
             "monitor",
             "proxy",
             "pubsub",
@@ -38,20 +40,23 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "local",
         &[
-            "clients", "command", "glob", "login", "monitor", "pubsub", "resp", "rewrite", "scoped", "session",
-            "slowlog", "tracking",
+            "clients", "command", "glob", "login", "metrics", "monitor", "pubsub", "resp", "rewrite", "scoped",
+            "session", "slowlog", "tracking",
         ],
     ),
+    ("log", &["config", "metrics"]),
     ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
     ("monitor", &["command", "local", "resp", "session"]),
+    ("metrics", &["command"]),
     ("net", &[]),
-    ("plane", &["directory", "scripts", "tenant", "upstream", "worker"]),
+    ("plane", &["directory", "error", "scripts", "tenant", "upstream", "worker"]),
     (
         "proxy",
         &[
             "command",
             "error",
             "local",
+            "metrics",
             "monitor",
             "pubsub",
             "resp",
@@ -84,7 +89,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("purge", &["config", "glob", "walk"]),
-    ("reload", &["config", "directory", "plane", "server", "tls", "upstream", "worker"]),
+    ("reload", &["admin", "config", "directory", "plane", "server", "tls", "upstream", "worker"]),
     ("resp", &["command"]),
     ("rewrite", &["command", "resp"]),
     (
@@ -96,6 +101,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "error",
             "glob",
             "local",
+            "metrics",
             "resp",
             "rewrite",
             "scripts",
@@ -113,11 +119,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "server",
         &[
+            "admin",
             "clients",
             "config",
             "directory",
             "downstream",
             "login",
+            "metrics",
             "net",
             "plane",
             "reload",
@@ -140,6 +148,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "downstream",
             "error",
             "login",
+            "metrics",
             "monitor",
             "net",
             "proxy",
@@ -155,7 +164,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("slowlog", &[]),
+    ("slowlog", &["command"]),
     ("tenant", &["clients", "command", "downstream", "glob", "upstream"]),
     ("tls", &["config"]),
     ("tracking", &["command", "downstream", "error", "pubsub", "resp", "rewrite", "session", "upstream", "worker"]),
@@ -166,7 +175,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("upstream", &["command", "config", "downstream", "error", "glob", "net", "resp", "rewrite", "slowlog", "tls"]),
+    (
+        "upstream",
+        &["command", "config", "downstream", "error", "glob", "metrics", "net", "resp", "rewrite", "slowlog", "tls"],
+    ),
     ("walk", &["config", "error", "server", "upstream"]),
     (
         "worker",
@@ -177,6 +189,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "downstream",
             "error",
             "login",
+            "metrics",
             "pubsub",
             "scoped",
             "scripts",

@@ -4,6 +4,7 @@
 //! `--loadmodule …`. `KEYFENCE_TEST_TARGET=plain` puts a plain server where keyfence would stand: the suite then checks itself.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admin;
 mod apps;
 mod cli;
 mod clients;
@@ -12,6 +13,7 @@ mod faults;
 mod flush;
 mod large;
 mod layers;
+mod log;
 // There is a server with modules for this platform only (tools/ensure-modules.sh).
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod modules;

@@ -3,6 +3,7 @@
 //! Each test process owns a loopback address of its own (made from its process id) and counts ports up from there, so that no two
 //! tests, and no outgoing connection, can ever want the same one.
 pub(crate) mod fence;
+pub(crate) mod http;
 pub(crate) mod keyspace;
 pub(crate) mod process;
 pub(crate) mod redis;

@@ -8,6 +8,7 @@ use super::{Conn, NEVER, Owed, Waiter, What};
 use crate::{
     downstream::{Downstream, HIGH_WATER},
     error::UpstreamError,
+    metrics::{ErrorKind, TenantCells, access},
     net::ReadHalf,
     resp::{Proto, reply::Scanner},
     rewrite::reply::{Failure, own_error},
@@ -30,6 +31,8 @@ pub(super) struct Reading {
     scanner: Scanner,
     /// The scanner is in a push frame, which answers nobody.
     push: bool,
+    /// What the last error was, until it has been noted.
+    failed: Option<ErrorKind>,
     /// Commands that the upstream's ACL refused.
     refusals: u64,
     /// Whose reply was there in part at the end of the last turn.
@@ -71,6 +74,7 @@ impl Conn {
                 let buf = &scratch[..held + n];
                 self.progress.set(self.env.clock.now());
                 self.env.clock.look();
+                self.env.cells.bytes_in.add(n as u64);
                 let mut replies = 0;
                 let used = match self.deliver(buf, &mut written, &mut replies) {
                     Ok(used) => used,
@@ -188,7 +192,7 @@ impl Conn {
                 let (n, done) = reading.scanner.advance(&buf[at..]).map_err(|_| MALFORMED)?;
                 if let Some(tracker) = &*self.tracker.borrow() {
                     tracker.take(&buf[at..at + n], done, written).inspect_err(|_| {
-                        self.env.isolation_failures.set(self.env.isolation_failures.get() + 1);
+                        self.env.meter.cells.withheld.add(1);
                     })?;
                 }
                 at += n;
@@ -218,12 +222,12 @@ impl Conn {
                         flight.land();
                     }
                     let client = waiter.client.as_ref().filter(|_| matches!(waiter.owed, Owed::Raw));
-                    let passed = raw(buf, at, reading, waiter.count, client, written);
+                    let passed = raw(buf, at, reading, waiter.count, client, &self.cells, written);
                     at = passed.at;
                     waiter.count -= passed.done;
                     *replies += passed.done;
                     settle(waiter.client.as_ref(), passed.done);
-                    self.note_slow(waiter, passed.done);
+                    self.note(waiter, passed.done, reading.failed.take());
                     if passed.malformed {
                         return Err(MALFORMED);
                     }
@@ -266,6 +270,11 @@ impl Conn {
                     if at == buf.len() {
                         false
                     } else {
+                        if reading.begun.is_none() && buf[at] == b'-' {
+                            let kind = ErrorKind::of(&buf[at + 1..]);
+                            self.cells.error(kind, 1);
+                            reading.failed = Some(kind);
+                        }
                         let mark = *reading.begun.get_or_insert_with(|| client.mark());
                         let advanced = client.append(|out| machine.advance(&buf[at..], out));
                         client.queue(written);
@@ -284,7 +293,7 @@ impl Conn {
                                 if !client.retract(mark) {
                                     client.abandon();
                                 }
-                                self.env.isolation_failures.set(self.env.isolation_failures.get() + 1);
+                                self.env.meter.cells.withheld.add(1);
                                 tracing::error!(upstream = %self.env.site.target, "a reply held a name outside the tenant's prefix: withheld");
                                 return Err("a reply that held a name outside the prefix");
                             }
@@ -297,15 +306,32 @@ impl Conn {
             }
             if matches!(waiter.owed, Owed::Rewritten(_) | Owed::Instead(_)) {
                 *replies += 1;
-                self.note_slow(waiter, 1);
+                self.note(waiter, 1, reading.failed.take());
             }
             waiters.pop_front();
+            self.written.one_less();
         }
     }
 
-    fn note_slow(&self, waiter: &Waiter, times: u32) {
-        let took = Duration::from_micros(self.env.clock.micros().saturating_sub(waiter.sent));
-        if waiter.since != NEVER && waiter.what != What::NOTHING && times > 0 && self.env.slowlog.is_slow(took) {
+    /// Takes note of how long `times` of a waiter's replies took.
+    fn note(&self, waiter: &Waiter, times: u32, failed: Option<ErrorKind>) {
+        if waiter.since == NEVER || waiter.what == What::NOTHING || times == 0 {
+            return;
+        }
+        let now = self.env.clock.micros();
+        let micros = now.saturating_sub(waiter.sent);
+        let written = self.written.front().unwrap_or(waiter.sent).clamp(waiter.sent, now.max(waiter.sent));
+        let replies = u64::from(times);
+        self.cells.answered(waiter.what.row, micros, replies);
+        self.env.cells.queue.add(written - waiter.sent, replies);
+        self.env.cells.latency.add(now.saturating_sub(written), replies);
+        if self.env.meter.samples(times)
+            && let Some(client) = &waiter.client
+        {
+            access::write(&self.cells, client.peer(), waiter.what.row, waiter.what.argc as usize, micros, failed);
+        }
+        let took = Duration::from_micros(micros);
+        if self.env.slowlog.is_slow(took) {
             (0..times).for_each(|_| self.env.slowlog.push(self.key.tenant, took, waiter.what.row, waiter.what.argc));
         }
     }
@@ -343,6 +369,7 @@ fn raw(
     reading: &mut Reading,
     count: u32,
     client: Option<&Rc<Downstream>>,
+    cells: &TenantCells,
     written: &mut Vec<Rc<Downstream>>,
 ) -> Passed {
     let (mut done, mut malformed) = (0, false);
@@ -360,6 +387,11 @@ fn raw(
                 match memchr::memchr(b'\n', line) {
                     None if line.len() < ERROR_LINE => break,
                     Some(end) => {
+                        if client.is_some() {
+                            let kind = ErrorKind::of(&line[1..end]);
+                            cells.error(kind, 1);
+                            reading.failed = Some(kind);
+                        }
                         if let Some(own) = line[..end].strip_suffix(b"\r").and_then(own_error) {
                             reading.note_refusal(line);
                             pass(client, &buf[from..at], written);

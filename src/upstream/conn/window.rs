@@ -58,6 +58,11 @@ impl Window {
         self.size.set(if seen > size { seen } else { size - (size - seen).div_ceil(4) });
     }
 
+    /// Replies due.
+    pub(super) fn due(&self) -> u32 {
+        self.due.get()
+    }
+
     /// Whether no more should be asked for now. One reply may always be due, however large.
     pub(super) fn full(&self) -> bool {
         let due = self.due.get();

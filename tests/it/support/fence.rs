@@ -15,6 +15,7 @@ pub(crate) const PREFIX: &str = "keyfence:";
 pub(crate) struct Fence {
     process: Option<Process>,
     addr: SocketAddr,
+    admin: Option<SocketAddr>,
     config: Option<NamedTempFile>,
 }
 
@@ -28,7 +29,7 @@ impl Fence {
     /// are told apart by their table header in `config`; lines before the first header are top-level ones.
     pub(crate) fn start_at(upstream: SocketAddr, config: &str) -> Self {
         if target_is_plain() {
-            return Self { process: None, addr: upstream, config: None };
+            return Self { process: None, addr: upstream, admin: None, config: None };
         }
         Self::run(upstream, config, &["--prefix", PREFIX, "--workers", "1"])
     }
@@ -50,6 +51,29 @@ impl Fence {
         Self::run_with(config, addr, &["--listen", &addr.to_string()])
     }
 
+    /// As [`Fence::with_tenants`], with more on the command line.
+    pub(crate) fn with_tenants_and(upstream: SocketAddr, config: &str, further: &[&str]) -> Self {
+        Self::run(upstream, config, further)
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.process.as_mut().unwrap().wait()
+    }
+
+    /// With tenants and an admin listener; what else is on the command line is in `further`.
+    pub(crate) fn with_admin(upstream: SocketAddr, config: &str, further: &[&str]) -> Self {
+        let admin = free_addr();
+        let address = admin.to_string();
+        let further = [&["--admin", &*address], further].concat();
+        Self { admin: Some(admin), ..Self::run(upstream, config, &further) }
+    }
+
+    /// Where the admin listener is.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin.unwrap()
+    }
+
     fn run(upstream: SocketAddr, config: &str, further: &[&str]) -> Self {
         let addr = free_addr();
         let own = ["--listen", &addr.to_string(), "--upstream", &format!("redis://{upstream}")];
@@ -64,14 +88,14 @@ impl Fence {
             .arg("run")
             .arg("--config")
             .arg(file.path())
-            .args(["--admin", ""])
+            .args(if further.contains(&"--admin") { &[][..] } else { &["--admin", ""] })
             .args(further)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let process = Process::start(&mut command, |child| child.stderr.take());
         process.wait_for_line(|line| line.contains("serving"));
-        Self { process: Some(process), addr, config: Some(file) }
+        Self { process: Some(process), addr, admin: None, config: Some(file) }
     }
 
     /// Puts other settings in the place of the file, at once, and has them read with SIGHUP. Returns when a line with `said` has come that

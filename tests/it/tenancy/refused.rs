@@ -84,8 +84,6 @@ fn administration() {
         "ACL LOG",
         "ACL SAVE",
         "ACL USERS",
-        "LATENCY DOCTOR",
-        "LATENCY RESET",
         "CLUSTER RESET",
         "CLUSTER FAILOVER",
         "SAVE",

@@ -1,0 +1,67 @@
+//! SIGTERM: no new connections, what is in flight is answered, the idle go, then the deadline.
+use std::io::Read;
+use std::net::TcpStream;
+
+use super::{TENANTS, tenant};
+use crate::is;
+use crate::support::scripted::{Act, Scripted};
+use crate::support::{Fence, HANG, Redis, http};
+
+/// Whether the connection has ended.
+fn ended(client: &mut crate::support::Client) -> bool {
+    let mut buf = [0; 256];
+    client.stream().set_read_timeout(Some(HANG)).unwrap();
+    matches!(client.stream().read(&mut buf), Ok(0))
+}
+
+#[test]
+fn a_drain_answers_what_is_in_flight_and_takes_nothing_new() {
+    let redis = Redis::start();
+    let silent = Scripted::start(redis.addr(), |request| {
+        if request.first().is_some_and(|word| word.eq_ignore_ascii_case(b"GET")) { Act::Silence } else { Act::Forward }
+    });
+    let config = format!("shutdown_grace = '2s'\n{TENANTS}");
+    let mut fence = Fence::with_admin(silent.addr(), &config, &["--workers", "1"]);
+    http::until(fence.admin(), "/readyz", |r| r.status == 200);
+    let mut idle = tenant(&fence, "acme");
+    let mut subscriber = tenant(&fence, "beta");
+    is!(subscriber, ["SUBSCRIBE", "news"], "*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n");
+    let mut blocked = tenant(&fence, "acme");
+    blocked.send(b"*3\r\n$5\r\nBLPOP\r\n$1\r\nq\r\n$1\r\n0\r\n");
+    let mut owed = tenant(&fence, "acme");
+    owed.send(b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n");
+    while !silent.seen().iter().any(|request| request[0].eq_ignore_ascii_case(b"GET")) {}
+    fence.process().unwrap().signal("TERM");
+    let draining = http::until(fence.admin(), "/readyz", |r| r.status == 503);
+    assert!(draining.body.contains("draining"), "{}", draining.body);
+    assert_eq!(http::get(fence.admin(), "/healthz").status, 200, "alive as long as it drains");
+    assert!(http::get(fence.admin(), "/api/status").body.contains("\"phase\":\"draining\""));
+    for client in [&mut idle, &mut subscriber, &mut blocked] {
+        assert!(ended(client));
+    }
+    let refused = TcpStream::connect(fence.addr()).is_err();
+    assert!(refused, "nobody listens any more");
+    // The one that is owed a reply which never comes goes at the deadline.
+    assert!(ended(&mut owed));
+    let process = fence.process().unwrap();
+    process.wait_for_line(|line| line.contains("clients still connected at the end of the grace period"));
+    assert!(fence.wait().success());
+}
+
+#[test]
+fn a_reply_that_comes_in_time_is_delivered() {
+    let redis = Redis::start();
+    let mut fence = Fence::with_admin(redis.addr(), TENANTS, &["--workers", "1"]);
+    let mut client = tenant(&fence, "acme");
+    is!(client, ["SET", "k", "v"], "+OK\r\n");
+    let many = 5_000;
+    client.send(&b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n".repeat(many));
+    fence.process().unwrap().signal("TERM");
+    let mut got = Vec::new();
+    client.stream().set_read_timeout(Some(HANG)).unwrap();
+    client.stream().read_to_end(&mut got).unwrap();
+    // Whole replies only, of as many requests as had been read.
+    assert!(got.len().is_multiple_of(7), "{}", got.len());
+    assert!(got.chunks(7).all(|reply| reply == b"$1\r\nv\r\n"));
+    assert!(fence.wait().success());
+}
