@@ -6,9 +6,9 @@ use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    command::{self, Args, Class, ConnNeed, Flags, Lookup, Row, Shape, Slot, Span},
+    command::{self, Args, Class, ConnNeed, Flags, Keep, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
-    local, monitor, pubsub,
+    local, monitor, near, pubsub,
     resp::Value,
     rewrite::{
         self,
@@ -112,6 +112,9 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     }
     match row.class {
         _ if pubsub::is_one(row) => pubsub::command(s, row, args, frame, spans),
+        Class::Keyed if row.keep != Keep::No && s.near && s.tenant.tier.wanted() => {
+            near::read(s, row, args, frame, spans).unwrap_or_else(|| forward(s, row, args, frame, spans))
+        }
         Class::Keyed | Class::Keyless => forward(s, row, args, frame, spans),
         Class::Local => local::answer(s, row, args),
         Class::Scoped if s.down.in_flight() > 0 => Flow::Again(Until::Drained),
@@ -307,7 +310,7 @@ pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
 pub fn send(
     s: &mut Session,
     row: &Row,
-    _args: &Args<'_>,
+    args: &Args<'_>,
     frame: &[u8],
     spans: &[Span],
     owed: Owed,
@@ -320,7 +323,16 @@ pub fn send(
     let mut marks = s.worker.marks.borrow_mut();
     conn.send(|out| rewrite::request(row, frame, spans, &s.namespace(), &mut marks, out))
         .map_err(|rewrite::TooLong| "ERR string exceeds maximum allowed size (proto-max-bulk-len)".to_owned())?;
+    drop(marks);
     let what = What { row: row.index, argc: u32::try_from(spans.len()).unwrap_or(u32::MAX) };
     conn.expect(&s.down, owed, patient, what);
+    // It leaves at the end of this turn: marked by then.
+    if row.changes && s.tenant.tier.wanted() {
+        if s.tx.is_some() {
+            transaction::touch(s, row, args);
+        } else if let Some(guard) = near::write(s, row, args, patient) {
+            conn.guard(guard);
+        }
+    }
     Ok(())
 }

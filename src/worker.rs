@@ -22,6 +22,7 @@ use crate::{
     scripts::store::Store,
     slowlog::SlowLog,
     tenant::throttle::Throttle,
+    tier::{Desk, Tier},
     upstream::{Clock, Pool, Site, TICK},
 };
 
@@ -63,6 +64,8 @@ pub struct Shared {
     pub throttle: Throttle,
     /// Slow commands of all tenants.
     pub slowlog: Arc<SlowLog>,
+    /// What is kept of tenants' values.
+    pub tier: Arc<Tier>,
     /// FLUSHDBs in progress.
     pub flushes: Flushes,
     /// The scripts of all tenants.
@@ -97,6 +100,8 @@ pub struct Worker {
     pub spares: Rc<Spares>,
     /// Upstreams, as they come into use; few.
     reaches: RefCell<Vec<Rc<Reach>>>,
+    /// The tier, as this worker uses it.
+    pub desk: Rc<Desk>,
     /// Subscriptions.
     pub hubs: Hubs,
     /// Scratch space of the key walker.
@@ -106,12 +111,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker on this thread.
-    pub fn new(shared: &Arc<Shared>) -> Rc<Self> {
+    /// The worker of this number, on this thread.
+    pub fn new(shared: &Arc<Shared>, number: usize) -> Rc<Self> {
+        let clock = Rc::<Clock>::default();
         Rc::new(Self {
+            desk: Rc::new(Desk::new(&shared.tier, number, clock.start())),
             shared: Arc::clone(shared),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH])),
-            clock: Rc::default(),
+            clock,
             spares: Rc::default(),
             reaches: RefCell::default(),
             hubs: Hubs::default(),

@@ -54,6 +54,7 @@ impl Session {
     pub fn end_command(&mut self) {
         self.paid = false;
         self.shown = false;
+        self.joined = None;
         self.replies = match self.replies {
             Replies::Skip => Replies::SkipOne,
             Replies::SkipOne => Replies::On,
