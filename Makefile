@@ -46,5 +46,6 @@ bench:
 	$(CARGO) build --release --locked
 	$(CARGO) bench --locked
 	python3 benches/load.py
+	python3 benches/tier.py
 	python3 benches/compare.py
 	python3 benches/pubsub.py

@@ -56,7 +56,10 @@ def lines(stream, count=1):
 
 
 class World:
-    """A Redis and a keyfence with one worker in front of it."""
+    """A Redis and a keyfence with one worker in front of it, started with these further arguments."""
+
+    def __init__(self, *further):
+        self.further = further
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -67,7 +70,7 @@ class World:
         until_up(self.redis_port, self.redis)
         self.fence = subprocess.Popen(
             [os.path.abspath(BINARY), "run", "--listen", f"127.0.0.1:{self.port}", "--upstream", f"redis://127.0.0.1:{self.redis_port}",
-             "--prefix", "keyfence:", "--workers", "1", "--admin", ""],
+             "--prefix", "keyfence:", "--workers", "1", "--admin", "", *self.further],
             cwd=self.folder.name, stderr=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if not name.startswith("KEYFENCE_")})
         until_up(self.port, self.fence)
@@ -79,9 +82,9 @@ class World:
             process.wait()
         self.folder.cleanup()
 
-    def cpu(self):
-        """Seconds of user and system time of keyfence so far."""
-        with open(f"/proc/{self.fence.pid}/stat") as file:
+    def cpu(self, process=None):
+        """Seconds of user and system time so far, of keyfence unless another process is named."""
+        with open(f"/proc/{(process or self.fence).pid}/stat") as file:
             fields = file.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / TICK
 

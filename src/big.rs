@@ -21,7 +21,7 @@ use crate::{
     command::{self, Args, Class, ConnNeed, Lookup, Row, Span},
     error::UpstreamError,
     metrics::OTHER,
-    monitor, proxy, pubsub,
+    monitor, near, proxy, pubsub,
     resp::{
         self,
         request::{self, Broken, Header, Limits, MAX_BULK, Progress},
@@ -37,6 +37,8 @@ const MAX_HELD: usize = 16 * 1024 * 1024;
 /// A client must send [`PACE`] bytes of a large request within this, again and again, or is disconnected: it holds an upstream connection.
 const STALLED: Duration = Duration::from_secs(15);
 const PACE: usize = 64 * 1024;
+/// Most names of a large request that are remembered, for the tier to forget what it knows of them.
+const NAMES: usize = 64;
 /// Most bytes that all large requests of one tenant may have declared at once: an upstream makes room for what is declared.
 const DECLARED: u64 = 2 * MAX_BULK;
 
@@ -77,6 +79,7 @@ pub async fn pass(s: &mut Session) -> bool {
         at: 0,
         numkeys: None,
         digits: Vec::new(),
+        names: Some(Vec::new()),
         sink,
     };
     if let Some((conn, _)) = request.upstream() {
@@ -97,8 +100,9 @@ pub async fn pass(s: &mut Session) -> bool {
         Ok(rest) => {
             s.give_back(rest);
             let sink = std::mem::replace(&mut request.sink, Sink::Refused(Vec::new()));
+            let names = request.names.take();
             drop(request);
-            finish(s, sink, channel.as_deref().unwrap_or_default()).await
+            finish(s, sink, channel.as_deref().unwrap_or_default(), names).await
         }
         Err(None) => {
             abandon(s);
@@ -269,7 +273,7 @@ async fn hold(s: &mut Session, mut held: Vec<u8>, mut spans: Vec<Span>, mut prog
     }
 }
 
-async fn finish(s: &mut Session, sink: Sink, channel: &[u8]) -> bool {
+async fn finish(s: &mut Session, sink: Sink, channel: &[u8], names: Option<Vec<Vec<u8>>>) -> bool {
     let len = u32::try_from(channel.len()).unwrap_or_default();
     let spans = [(0, 0), (0, len)];
     // No more than that of the arguments is there, and only if there is a channel among them.
@@ -295,6 +299,13 @@ async fn finish(s: &mut Session, sink: Sink, channel: &[u8]) -> bool {
                 (false, false) => proxy::owed(s, row, &args),
             };
             conn.expect(&s.down, owed, false, What::NOTHING);
+            if row.changes {
+                if s.tx.is_some() {
+                    transaction::touch_all(s);
+                } else if let Some(guard) = near::large(s, names) {
+                    conn.guard(guard);
+                }
+            }
             if s.tx.is_some() {
                 let rule = proxy::rule(s, row, &args);
                 transaction::queued(s, rule);
@@ -318,6 +329,8 @@ struct Request {
     numkeys: Option<u64>,
     /// The count's digits as they arrive.
     digits: Vec<u8>,
+    /// The names that went by, as the upstream has them; none when they are more than a few.
+    names: Option<Vec<Vec<u8>>>,
     sink: Sink,
 }
 
@@ -385,6 +398,13 @@ impl Request {
             resp::put_header(out, b'$', total);
             out.extend_from_slice(prefix);
         });
+        if name {
+            let begun = prefix.to_vec();
+            self.names = self.names.take().filter(|names| names.len() < NAMES && len <= HELD as u64);
+            if let Some(names) = &mut self.names {
+                names.push(begun);
+            }
+        }
         Ok(())
     }
 
@@ -402,6 +422,11 @@ impl Request {
     fn body(&mut self, bytes: &[u8]) {
         let Some((conn, row)) = self.upstream() else { return };
         conn.send(|out| out.extend_from_slice(bytes));
+        let name = command::fixed_slot(row, self.at, self.argc, self.numkeys) == Some(true);
+        if name && let Some(name) = self.names.as_mut().and_then(|names| names.last_mut()) {
+            name.extend_from_slice(bytes);
+        }
+        let Some((_, row)) = self.upstream() else { return };
         // A count has at most 20 digits; one that is longer is none.
         if command::numkeys_at(row).map(usize::from) == Some(self.at) && self.digits.len() <= 20 {
             self.digits.extend_from_slice(&bytes[..bytes.len().min(21)]);

@@ -93,7 +93,17 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
         );
     }
     row("functions", "no", "not served by this version: -NOPERM".into());
-    row("tier", "no", "not served by this version".into());
+    match control::try_tracking(target).await {
+        Ok(()) if config.tier.enabled => {
+            let tenants = config.tenants.iter().filter(|t| t.tier).count();
+            let whose = if config.tenants.is_empty() { "everybody".into() } else { format!("{tenants} tenants") };
+            row("tier", "ok", format!("the upstream tells of changes (CLIENT TRACKING); values are kept for {whose}"));
+        }
+        Ok(()) => {
+            row("tier", "off", "the upstream tells of changes (CLIENT TRACKING): it could be on (tier.enabled)".into());
+        }
+        Err(why) => row("tier", "no", format!("nothing is kept for this upstream: {why}")),
+    }
     Ok(out)
 }
 

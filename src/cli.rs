@@ -95,7 +95,7 @@ struct Settings {
     /// Worker threads; 0: one per core
     #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
     workers: Option<String>,
-    /// Memory of the in-process tier (not served by this version yet)
+    /// Turns the in-process tier on, with this much memory
     #[arg(long, global = true, value_name = "SIZE")]
     tier: Option<String>,
     /// The admin listener; "" turns it off (nothing is served there yet)

@@ -103,6 +103,37 @@ pub struct Row {
     pub summary: &'static str,
     /// A sentence on isolation; `-` for none.
     pub note: &'static str,
+    /// Whether the tier may keep its replies.
+    pub keep: Keep,
+    /// Whether it may change a key that it names, whatever its flags say.
+    pub changes: bool,
+}
+
+/// Whether the tier may keep the replies of a command: those that depend on its one key and its arguments alone, not on the time, on chance or
+/// on how the server stores the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It may not.
+    No,
+    /// It may.
+    Reply,
+    /// It may where fields of hashes do not expire one by one: of that no server tells.
+    Hash,
+    /// MGET: each element as the reply of a GET.
+    Values,
+    /// EXISTS: what it says of each key.
+    Each,
+}
+
+impl Keep {
+    /// The word that documentation has for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "",
+            Self::Reply | Self::Hash => "whole reply",
+            Self::Values | Self::Each => "key by key",
+        }
+    }
 }
 
 /// The value of [`Row::parent`] of a row that is no subcommand.
@@ -501,7 +532,7 @@ pub fn find(name: &str) -> Option<&'static Row> {
     }
 }
 
-/// Open addressing with linear probing; at most 741 of these are taken. A slot holds a position in [`ROWS`] plus 1, or 0.
+/// Open addressing with linear probing; at most 744 of these are taken. A slot holds a position in [`ROWS`] plus 1, or 0.
 const SLOTS: usize = 2048;
 static INDEX: [u16; SLOTS] = build_index(ROWS);
 
@@ -613,7 +644,7 @@ pub(crate) mod tests {
 
     #[test]
     fn rows_are_sorted_unique_and_complete() {
-        assert_eq!(ROWS.len(), 741);
+        assert_eq!(ROWS.len(), 744);
         assert!(ROWS.is_sorted_by(|a, b| a.name < b.name));
         for (i, row) in ROWS.iter().enumerate() {
             assert_eq!(usize::from(row.index), i);
@@ -625,6 +656,22 @@ pub(crate) mod tests {
             }
             if let Some(container) = row.container() {
                 assert!(container.subcommands().iter().any(|sub| sub.index == row.index), "{}", row.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_writes_is_known_to_change_keys_and_is_not_kept() {
+        for row in ROWS.iter().filter(|row| row.forwardable()) {
+            assert!(row.changes || !row.is_write(), "{} writes", row.name);
+            assert!(!row.changes || row.keep == Keep::No, "{} changes what it reads", row.name);
+            if row.keep != Keep::No {
+                assert!(
+                    row.flags.has(Flags::READONLY) && row.reply.shape == Shape::Raw && !row.reply.nogroup,
+                    "{}",
+                    row.name
+                );
+                assert!(matches!(row.keys, Keys::One(1) | Keys::Range { first: 1, last: -1, step: 1 }), "{}", row.name);
             }
         }
     }

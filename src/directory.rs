@@ -15,12 +15,14 @@ use dashmap::DashMap;
 use tokio::sync::Mutex;
 
 use crate::{
+    command::find,
     config::{self, AuthMode, Config, DATABASES, Listen, Template},
     login::Login,
     tenant::{
         Limits, Pause, Permitted, Scripts, Tenant, password::Credentials, subscriptions::Subscriptions,
         watchers::Watchers,
     },
+    tier::Lease,
     upstream::Site,
 };
 
@@ -49,6 +51,8 @@ pub struct Directory {
     standing: HashSet<u32>,
     /// Rates and sizes of the tenants, not in force before [`Directory::enforce_limits`].
     limits: Vec<(Arc<Tenant>, config::Limits)>,
+    /// Whose values are kept, not in force before [`Directory::want_tier`].
+    tiers: Vec<(Arc<Tenant>, bool)>,
     ids: Arc<AtomicU32>,
 }
 
@@ -90,6 +94,7 @@ impl Directory {
         let mut tenants = HashMap::new();
         let (mut listeners, mut identities) = (HashMap::new(), HashMap::new());
         let mut limits = Vec::new();
+        let mut tiers = Vec::new();
         for t in &config.tenants {
             let wanted = Wanted {
                 name: &t.name,
@@ -102,6 +107,7 @@ impl Directory {
             };
             let tenant = wanted.same_or_new(previous.and_then(|p| p.tenants.get(&t.name)), &ids);
             limits.push((Arc::clone(&tenant), t.limits));
+            tiers.push((Arc::clone(&tenant), config.tier.enabled && t.tier));
             for listen in &t.listen {
                 listeners.insert(address(listen), Arc::clone(&tenant));
             }
@@ -119,7 +125,10 @@ impl Directory {
                 permitted: Permitted::all(),
                 scripts: Scripts::Auto,
             };
-            Some(wanted.same_or_new(previous.and_then(|p| p.anonymous.as_ref()), &ids))
+            let tenant = wanted.same_or_new(previous.and_then(|p| p.anonymous.as_ref()), &ids);
+            // With nobody else there, the tier is for everybody.
+            tiers.push((Arc::clone(&tenant), config.tier.enabled));
+            Some(tenant)
         } else {
             tenants.get(&config.auth.default_tenant).cloned()
         };
@@ -152,6 +161,7 @@ impl Directory {
             newcomers,
             standing,
             limits,
+            tiers,
             ids,
         })
     }
@@ -160,6 +170,13 @@ impl Directory {
     /// called they keep what they had.
     pub fn enforce_limits(&self) {
         self.limits.iter().for_each(|(tenant, wanted)| limit(&tenant.limits, wanted));
+    }
+
+    /// Puts what the settings say of the tier into force, from a moment on that `from` says of an upstream. A tenant that may not ask how long
+    /// a key lives has none.
+    pub fn want_tier(&self, from: impl Fn(&Site) -> u64) {
+        let may = |t: &Tenant| find("PTTL").is_some_and(|row| t.permitted.has(row));
+        self.tiers.iter().for_each(|(tenant, wanted)| tenant.tier.want(*wanted && may(tenant), from(&tenant.site)));
     }
 
     /// The tenant that the upstream's user `name` is, who has just logged in there with `password`: its connections will, too. None when the name
@@ -267,6 +284,7 @@ impl Wanted<'_> {
                 Arc::clone(t)
             }
             _ => Arc::new(Tenant {
+                tier: Arc::new(Lease::new(&self.site.wake_tracking)),
                 id: ids.fetch_add(1, Ordering::Relaxed),
                 name: self.name.to_owned(),
                 prefix: Arc::from(self.prefix),

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 
 use crate::{
-    command::{self, Args, Class, Flags, Lookup, Row, Shape, Slot},
+    command::{self, Args, Class, Flags, Keep, Lookup, Row, Shape, Slot},
     config::{Scripts, Tenant},
     glob, pubsub, resp,
     rewrite::{self, Namespace},
     tenant::Permitted,
+    tier::LONGEST,
 };
 
 /// The explanation of `words`, the command word first, sent by `tenant`.
@@ -178,8 +179,31 @@ fn forwarded(out: &mut String, tenant: &Tenant, row: &Row, frame: &[u8], spans: 
         "reply       {reply}{}",
         if row.reply.nogroup { "; a -NOGROUP text is said again in the client's names" } else { "" }
     );
+    let _ = writeln!(out, "tier        {}", tier(tenant, row, args, frame.len()));
     let needs = if command::is_blocking(row, args) { "one of its own while it waits" } else { "shared" };
     let _ = writeln!(out, "connection  {needs}");
+}
+
+/// What the in-process tier has to do with it.
+fn tier(tenant: &Tenant, row: &Row, args: &Args<'_>, bytes: usize) -> String {
+    let asks = command::find("PTTL").is_some_and(|row| Permitted::from_lists(&tenant.allow, &tenant.deny).has(row));
+    match row.keep {
+        _ if !tenant.tier => "off for this tenant (tier.enabled, tenants.NAME.tier)".into(),
+        _ if !asks => "off for this tenant: it may not run PTTL, by which is known how long a value may be kept".into(),
+        Keep::No if row.changes => {
+            let mut marks = Vec::new();
+            command::walk(row, args, &mut marks);
+            let names: Vec<_> =
+                marks.iter().filter(|(_, slot)| *slot == Slot::Key).map(|&(i, _)| shown(args.at(i as usize))).collect();
+            format!("nothing of {} is served from when this is sent until it is answered", names.join(" "))
+        }
+        Keep::No => "never answers this command".into(),
+        _ if bytes + tenant.prefix.as_bytes().len() > LONGEST => format!("no: more than {LONGEST} bytes of arguments"),
+        Keep::Hash => "may answer this, unless the upstream has hash fields that expire (HPEXPIRE)".into(),
+        Keep::Reply => "may answer this".into(),
+        Keep::Each if args.len() == 2 => "may answer this".into(),
+        Keep::Values | Keep::Each => "may answer this, when it has all of the keys".into(),
+    }
 }
 
 fn frame(words: &[Vec<u8>]) -> (Vec<u8>, Vec<command::Span>) {

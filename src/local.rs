@@ -33,6 +33,7 @@ pub fn answer(s: &mut Session, row: &Row, args: &Args<'_>) -> Flow {
         "CLIENT KILL" | "CLIENT TRACKING" | "CLIENT CACHING" | "CLIENT UNBLOCK" | "INFO" if s.down.in_flight() > 0 => {
             Flow::Again(Until::Drained)
         }
+        "KEYFENCE TIER" => tier_mode(s, args),
         "CLIENT TRACKING" | "CLIENT CACHING" => tracking::command(s, row.name, args),
         "CLIENT UNBLOCK" => match client::unblock(s, args) {
             Ok((client, error)) => Flow::Run(crate::scoped::Job::Unblock { client, error }),
@@ -125,6 +126,13 @@ fn simple(s: &Session, row: &Row, args: &Args<'_>) -> Value {
                 "    Generate a secure 256-bit user password.",
                 "WHOAMI",
                 "    Return the current connection username.",
+            ],
+        ),
+        "KEYFENCE HELP" => help(
+            "KEYFENCE",
+            &[
+                "TIER [ON|OFF]",
+                "    Whether reads of this connection may be answered from the in-process tier, or are from now on.",
             ],
         ),
         // A container that is served by its subcommands, with an argument too few or too many.
@@ -223,6 +231,7 @@ fn reset(s: &mut Session) -> Flow {
     pubsub::leave(s);
     monitor::leave(s);
     s.set_replies(Replies::On);
+    s.near = true;
     s.proto = Proto::Resp2;
     s.db = 0;
     s.client.db.store(0, std::sync::atomic::Ordering::Relaxed);
@@ -336,6 +345,30 @@ pub fn greet(s: &mut Session, hello: Hello) {
         (Value::bulk("modules"), Value::Array(Vec::new())),
     ]);
     s.answer(&reply);
+}
+
+/// KEYFENCE TIER \[ON|OFF\]: whether this connection's reads may be answered from the tier, or what it is.
+fn tier_mode(s: &mut Session, args: &Args<'_>) -> Flow {
+    match (args.len(), (args.len() > 2).then(|| args.at(2).to_ascii_uppercase()).as_deref()) {
+        (2, _) => {
+            let mode = match (s.tenant.tier.wanted(), s.near) {
+                (false, _) => "none",
+                (true, true) => "on",
+                (true, false) => "off",
+            };
+            s.answer(&Value::bulk(mode));
+        }
+        (3, Some(b"ON")) => {
+            s.near = true;
+            s.answer(&Value::ok());
+        }
+        (3, Some(b"OFF")) => {
+            s.near = false;
+            s.answer(&Value::ok());
+        }
+        _ => return s.refuse("ERR syntax error"),
+    }
+    Flow::Next
 }
 
 fn reply_mode(s: &mut Session, args: &Args<'_>) -> Flow {

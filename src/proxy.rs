@@ -6,11 +6,11 @@ use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    command::{self, Args, Class, ConnNeed, Flags, Lookup, Row, Shape, Slot, Span},
+    command::{self, Args, Class, ConnNeed, Flags, Keep, Lookup, Row, Shape, Slot, Span},
     error::UpstreamError,
     local,
     metrics::{OTHER, access},
-    monitor, pubsub,
+    monitor, near, pubsub,
     resp::Value,
     rewrite::{
         self,
@@ -122,14 +122,14 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     }
     match row.class {
         _ if pubsub::is_one(row) => pubsub::command(s, row, args, frame, spans),
+        Class::Keyed if row.keep != Keep::No && s.near && s.tenant.tier.wanted() => {
+            near::read(s, row, args, frame, spans).unwrap_or_else(|| forward(s, row, args, frame, spans))
+        }
         Class::Keyed | Class::Keyless => forward(s, row, args, frame, spans),
         Class::Local => {
             let flow = local::answer(s, row, args);
             if matches!(flow, Flow::Next) {
-                s.cells.answered(row.index, 0, 1);
-                if s.worker.meter.samples(1) {
-                    access::write(&s.cells, s.down.peer(), row.index, args.len(), 0, None);
-                }
+                answered_here(s, row, args);
             }
             flow
         }
@@ -140,6 +140,14 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
         },
         Class::Script => scripts::run(s, row, args, ahead),
         Class::Denied => s.no_permission(row),
+    }
+}
+
+/// Counts a command that was answered from here.
+pub fn answered_here(s: &Session, row: &Row, args: &Args<'_>) {
+    s.cells.answered(row.index, 0, 1);
+    if s.worker.meter.samples(1) {
+        access::write(&s.cells, s.down.peer(), row.index, args.len(), 0, None);
     }
 }
 
@@ -326,7 +334,7 @@ pub fn rule(s: &Session, row: &Row, args: &Args<'_>) -> Rule {
 pub fn send(
     s: &mut Session,
     row: &Row,
-    _args: &Args<'_>,
+    args: &Args<'_>,
     frame: &[u8],
     spans: &[Span],
     owed: Owed,
@@ -339,7 +347,16 @@ pub fn send(
     let mut marks = s.worker.marks.borrow_mut();
     conn.send(|out| rewrite::request(row, frame, spans, &s.namespace(), &mut marks, out))
         .map_err(|rewrite::TooLong| "ERR string exceeds maximum allowed size (proto-max-bulk-len)".to_owned())?;
+    drop(marks);
     let what = What { row: row.index, argc: u32::try_from(spans.len()).unwrap_or(u32::MAX) };
     conn.expect(&s.down, owed, patient, what);
+    // It leaves at the end of this turn: marked by then.
+    if row.changes && s.tenant.tier.wanted() {
+        if s.tx.is_some() {
+            transaction::touch(s, row, args);
+        } else if let Some(guard) = near::write(s, row, args, patient) {
+            conn.guard(guard);
+        }
+    }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! says so. Connections of tenants that did not change never notice.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -18,6 +19,7 @@ use tokio::{
 
 use crate::{
     admin::Board,
+    coherence,
     config::{self, AclWall, AuthMode, Config},
     directory::{DEFAULT, Directory},
     plane, server,
@@ -39,6 +41,10 @@ pub struct Sites {
     pub by_name: HashMap<String, Arc<Site>>,
     settings: HashMap<String, config::Upstream>,
     watchers: HashMap<String, JoinHandle<()>>,
+    /// Who keeps the tier true for each.
+    keepers: HashMap<String, (Arc<Site>, JoinHandle<()>)>,
+    /// How many upstreams there have been.
+    count: Cell<u16>,
     managed: HashMap<String, Child>,
 }
 
@@ -96,7 +102,7 @@ impl Sites {
                             let (stop, stopping) = watch::channel(false);
                             staged.managed.insert(name.to_owned(), (stop, tokio::spawn(child.supervise(stopping))));
                         }
-                        new_site(name, up, target, config.auth.mode)?
+                        new_site((name, self.number()), up, target, config.auth.mode)?
                     }
                     Err(error) => {
                         staged.discard().await;
@@ -143,13 +149,33 @@ impl Sites {
             let task = tokio::task::spawn_local(plane::look_after(Arc::clone(shared), Arc::clone(site)));
             self.watchers.insert(name.clone(), task);
         }
+        // Those of upstreams that stay go on: what they know would be lost.
+        self.keepers.retain(|name, (site, keeper)| {
+            let stays = self.by_name.get(name).is_some_and(|now| Arc::ptr_eq(now, site));
+            if !stays {
+                keeper.abort();
+            }
+            stays
+        });
+        for (name, site) in &self.by_name {
+            self.keepers.entry(name.clone()).or_insert_with(|| {
+                let task = tokio::task::spawn_local(coherence::keep(Arc::clone(shared), Arc::clone(site)));
+                (Arc::clone(site), task)
+            });
+        }
+    }
+
+    /// A number that no upstream has had.
+    fn number(&self) -> u16 {
+        let number = self.count.get();
+        self.count.set(number.wrapping_add(1));
+        number
     }
 
     /// Stops the servers started for them.
     pub async fn stop(&mut self) {
-        for (_, watcher) in self.watchers.drain() {
-            watcher.abort();
-        }
+        self.watchers.drain().for_each(|(_, watcher)| watcher.abort());
+        self.keepers.drain().for_each(|(_, (_, keeper))| keeper.abort());
         for site in self.by_name.values() {
             leave(site).await;
         }
@@ -157,7 +183,12 @@ impl Sites {
     }
 }
 
-fn new_site(name: &str, up: &config::Upstream, target: Target, mode: AuthMode) -> Result<Arc<Site>, String> {
+fn new_site(
+    (name, number): (&str, u16),
+    up: &config::Upstream,
+    target: Target,
+    mode: AuthMode,
+) -> Result<Arc<Site>, String> {
     let identity = Identity::new().map_err(|e| format!("the system gives no random bytes: {e}"))?;
     let wall = Wall::new(target.clone(), up.acl_wall, identity);
     let logins = match (up.acl_wall, mode) {
@@ -166,7 +197,7 @@ fn new_site(name: &str, up: &config::Upstream, target: Target, mode: AuthMode) -
         (AclWall::Off, _) => Logins::Own,
         _ => Logins::None("the wall does not stand yet".into()),
     };
-    Ok(Arc::new(Site::new(name, target, wall, logins, up.max_connections, up.connections_per_worker)))
+    Ok(Arc::new(Site::new((name, number), target, wall, logins, up.max_connections, up.connections_per_worker)))
 }
 
 /// Upstreams that are not in force any more.
@@ -312,6 +343,12 @@ impl Reload {
         self.shared.limits.store(Arc::new(server::client_limits(&config)));
         self.shared.slowlog.set(config.admin.slowlog_threshold, config.admin.slowlog_length);
         directory.enforce_limits();
+        if let Some(limits) = server::tier_limits(&config) {
+            self.shared.tier.set(&limits);
+        }
+        // Writes that were sent before their tenant was to be kept are not marked; they have been answered by then.
+        let now = self.shared.tier.now();
+        directory.want_tier(|site| now + u64::try_from(site.target.socket_timeout.as_millis()).unwrap_or(u64::MAX / 2));
         self.shared.directory.store(Arc::new(directory));
         self.sites.look_after(&self.shared);
         let ended = self.end_sessions();
@@ -376,6 +413,11 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     if old.admin.listen != new.admin.listen {
         names.push("admin.listen");
         new.admin.listen.clone_from(&old.admin.listen);
+    }
+    let sizes = |c: &Config| (c.tier.max_memory, c.tier.max_value);
+    if old.tier.enabled && sizes(old) != sizes(new) {
+        names.push("tier.max_memory, tier.max_value");
+        (new.tier.max_memory, new.tier.max_value) = sizes(old);
     }
     if old.log != new.log {
         names.push("log");

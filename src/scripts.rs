@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use crate::{
     command::{self, Args, Row, Slot, walk},
     error::UpstreamError,
+    near,
     resp::{self, Value},
     rewrite::{
         TooLong, canonical,
@@ -319,6 +320,11 @@ fn send(
         Owed::Rewritten(Box::new(Unprefix::new(rule, Rc::clone(&s.prefix)).of(Some(flight))))
     };
     conn.expect_script(&s.down, owed, what);
+    if !row.name.ends_with("_RO")
+        && let Some(guard) = near::everything(s)
+    {
+        conn.guard(guard);
+    }
     None
 }
 
@@ -392,6 +398,9 @@ pub fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>) -> Flow {
     }
     let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
     conn.expect(&s.down, owed, false, What::NOTHING);
+    if !row.name.ends_with("_RO") {
+        transaction::touch_all(s);
+    }
     let rule = rule(s, &conn, &entry, None);
     transaction::queued(s, rule);
     Flow::Next

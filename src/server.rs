@@ -37,6 +37,7 @@ use tokio::{
 use crate::{
     admin::{Admin, Board, Phase},
     clients::{Client, Clients},
+    coherence,
     config::{self, ClientAuth, Config, Endpoint as Place, Listen},
     directory::{self, Directory},
     downstream::{Alarm, Downstream},
@@ -50,6 +51,7 @@ use crate::{
     session::Session,
     slowlog::SlowLog,
     tenant::throttle::Throttle,
+    tier::{self, Tier},
     tls::{self, UpstreamTls},
     upstream::{Endpoint, Target, managed},
     worker::{ClientLimits, ListeningTls, Shared, Worker},
@@ -125,6 +127,11 @@ pub async fn run(
     let port = bound.iter().find_map(|b| b.port).unwrap_or(0);
     let directory = Directory::build(&config, &sites.by_name, None)?;
     directory.enforce_limits();
+    let tier = Arc::<Tier>::default();
+    if let Some(limits) = tier_limits(&config) {
+        tier.set(&limits);
+    }
+    directory.want_tier(|_| 0);
     let shared = Arc::new(Shared {
         directory: ArcSwap::from_pointee(directory),
         clients: Clients::default(),
@@ -132,6 +139,7 @@ pub async fn run(
         throttle: Throttle::default(),
         metrics: Arc::new(Metrics::new(config.log.access_sample, lines_lost)),
         draining: AtomicBool::new(false),
+        tier,
         flushes: Flushes::default(),
         scripts: Store::default(),
         slowlog: Arc::new(SlowLog::new(config.admin.slowlog_threshold, config.admin.slowlog_length)),
@@ -170,7 +178,7 @@ pub async fn run(
         let (shared, leaving) = (Arc::clone(&shared), leaving.clone());
         let thread = thread::Builder::new()
             .name(format!("worker-{n}"))
-            .spawn(move || work(&shared, listeners, leaving))
+            .spawn(move || work(&shared, n, listeners, leaving))
             .map_err(|e| format!("cannot start a worker thread: {e}"))?;
         threads.push(thread);
     }
@@ -180,8 +188,10 @@ pub async fn run(
         tracing::info!(address = b.shown, workers, tenants = config.tenants.len(), "serving");
     }
 
+    let tidying = tokio::task::spawn_local(coherence::tidy(Arc::clone(&shared.tier)));
     let mut reload = Reload { config, file, sites, shared: Arc::clone(&shared), board: Arc::clone(&board) };
     reload.until_stopped(signals, again).await;
+    tidying.abort();
     let Reload { config, mut sites, .. } = reload;
     tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
     board.enter(Phase::Draining);
@@ -228,6 +238,12 @@ pub(crate) fn listening_tls(config: &Config) -> Result<Option<Arc<ListeningTls>>
     }
     let names_asked_for = config.tls.client_auth == ClientAuth::Off;
     Ok(Some(Arc::new(ListeningTls { config: tls::server(&config.tls)?, names_asked_for })))
+}
+
+/// What the settings say of the tier; none: it is off.
+pub(crate) fn tier_limits(config: &Config) -> Option<tier::Limits> {
+    let config::Tier { enabled, max_memory, max_value, max_ttl, negative } = config.tier;
+    enabled.then_some(tier::Limits { max_memory, max_value, max_ttl, negative })
 }
 
 fn random_id() -> String {
@@ -347,7 +363,12 @@ impl Drop for Present {
     }
 }
 
-fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String, bool)>, mut leaving: watch::Receiver<Option<Instant>>) {
+fn work(
+    shared: &Arc<Shared>,
+    number: usize,
+    listeners: Vec<(Listener, String, bool)>,
+    mut leaving: watch::Receiver<Option<Instant>>,
+) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -357,7 +378,7 @@ fn work(shared: &Arc<Shared>, listeners: Vec<(Listener, String, bool)>, mut leav
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(shared);
+        let worker = Worker::new(shared, number);
         let sessions = Rc::<Sessions>::default();
         let mut accepting = Vec::new();
         for (listener, name, of_tenant) in listeners {

@@ -49,6 +49,7 @@ use crate::{
     },
     scoped, scripts,
     tenant::Tenant,
+    tier::{Desk, Flight},
     tracking::{self, Tracking},
     transaction::Tx,
     upstream::{Conn, Site, control::Facts},
@@ -152,6 +153,14 @@ pub struct Session {
     pub sub: Option<Rc<Subscriber>>,
     /// What the command at hand has found so far, which is to be taken up again.
     pub found: Option<Box<pubsub::Found>>,
+    /// The tier, as its worker uses it.
+    pub desk: Rc<Desk>,
+    /// Its reads may be answered from there.
+    pub near: bool,
+    /// A write of its own may be in flight.
+    pub wrote: bool,
+    /// The read that the command at hand has waited for.
+    pub joined: Option<Arc<Flight>>,
     /// CLIENT TRACKING.
     pub tracking: Option<Box<Tracking>>,
     /// Between MULTI and EXEC.
@@ -247,6 +256,10 @@ impl Session {
             own: None,
             sub: None,
             found: None,
+            desk: Rc::clone(&worker.desk),
+            near: true,
+            wrote: false,
+            joined: None,
             tracking: None,
             tx: None,
             watched: 0,

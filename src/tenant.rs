@@ -20,6 +20,7 @@ use tokio::{sync::Mutex, time::Instant};
 use crate::{
     command::{Categories, ROWS, Row, find},
     downstream::Backlog,
+    tier::Lease,
     upstream::Site,
 };
 use limits::Bucket;
@@ -61,6 +62,8 @@ pub struct Tenant {
     pub subscriptions: Subscriptions,
     /// Who watches its commands.
     pub watchers: Watchers,
+    /// Its part of the tier.
+    pub tier: Arc<Lease>,
 }
 
 impl Tenant {

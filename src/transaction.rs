@@ -13,7 +13,9 @@ use crate::{
     clients,
     command::{self, Args, Class, Lookup, Row, Span},
     error::UpstreamError,
-    local, proxy, pubsub,
+    local,
+    near::Touched,
+    proxy, pubsub,
     resp::{
         Value,
         request::{self, Limits, Parsed, Progress},
@@ -69,6 +71,8 @@ pub struct Tx {
     replay: Vec<Vec<u8>>,
     /// Bytes in it.
     replayed: usize,
+    /// What it will change of what the tier may keep.
+    touched: Touched,
 }
 
 impl Tx {
@@ -331,7 +335,7 @@ fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>, frame: &[u8], span
                 ),
             },
             "HELLO" | "AUTH" | "CLIENT REPLY" | "CLIENT PAUSE" | "CLIENT KILL" | "CLIENT TRACKING"
-            | "CLIENT CACHING" | "CLIENT UNBLOCK" => {
+            | "CLIENT CACHING" | "CLIENT UNBLOCK" | "KEYFENCE TIER" => {
                 return s.refuse("ERR Command not allowed inside a transaction");
             }
             _ => {
@@ -411,6 +415,21 @@ pub fn move_to_data(s: &mut Session) -> Option<Flow> {
     None
 }
 
+/// A command that changes these keys has been sent to be queued.
+pub fn touch(s: &mut Session, row: &Row, args: &Args<'_>) {
+    if let Some(mut tx) = s.tx.take() {
+        tx.touched.add(s, row, args);
+        s.tx = Some(tx);
+    }
+}
+
+/// What was sent to be queued may change anything.
+pub fn touch_all(s: &mut Session) {
+    if let Some(tx) = &mut s.tx {
+        tx.touched.any();
+    }
+}
+
 /// One more command has been sent to be queued; EXEC's reply will need `rule` for it.
 pub fn queued(s: &mut Session, rule: Rule) {
     if let Some(tx) = &mut s.tx {
@@ -439,6 +458,7 @@ fn exec(s: &mut Session) -> Flow {
     if tx.dirty {
         return discard_with(s, &Value::error(ABORTED));
     }
+    let touched = std::mem::take(&mut tx.touched);
     for (position, words) in std::mem::take(&mut tx.local) {
         let reply = local::answer_in_transaction(s, &words);
         tx.rules[position] = Rule::Replace(Bytes::from(reply.to_bytes(s.proto)));
@@ -459,6 +479,9 @@ fn exec(s: &mut Session) -> Flow {
         conn.expect_script(&s.down, owed, What::NOTHING);
     } else {
         conn.expect(&s.down, owed, false, What::NOTHING);
+    }
+    if let Some(guard) = touched.guard(s) {
+        conn.guard(guard);
     }
     Flow::Next
 }

@@ -97,6 +97,11 @@ impl Clock {
         self.micros.set(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX));
     }
 
+    /// The moment it counts from.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
     /// Microseconds, as of the last look.
     pub fn micros(&self) -> u64 {
         self.micros.get()
@@ -188,6 +193,10 @@ pub struct Site {
     pub open: Open,
     /// Shared connections per worker and pool.
     pub per_key: usize,
+    /// Its number, by which the tier knows it: never used again.
+    pub number: u16,
+    /// Wakes who keeps its tracking connection.
+    pub wake_tracking: Arc<Notify>,
     /// What is known of it.
     pub facts: ArcSwap<Facts>,
     /// The users keyfence makes on it.
@@ -234,9 +243,18 @@ impl Pulse {
 
 impl Site {
     /// An upstream that nothing is known of yet.
-    pub fn new(name: &str, target: Target, wall: Wall, logins: Logins, max_connections: usize, per_key: usize) -> Self {
+    pub fn new(
+        (name, number): (&str, u16),
+        target: Target,
+        wall: Wall,
+        logins: Logins,
+        max_connections: usize,
+        per_key: usize,
+    ) -> Self {
         Self {
             name: name.into(),
+            number,
+            wake_tracking: Arc::default(),
             wall,
             holes: ArcSwapOption::empty(),
             logins: ArcSwap::from_pointee(logins),

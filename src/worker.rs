@@ -28,6 +28,7 @@ use crate::{
     scripts::store::Store,
     slowlog::SlowLog,
     tenant::throttle::Throttle,
+    tier::{Desk, Tier},
     upstream::{Clock, Pool, Site, TICK},
 };
 
@@ -73,6 +74,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// No new clients are served.
     pub draining: AtomicBool,
+    /// What is kept of tenants' values.
+    pub tier: Arc<Tier>,
     /// FLUSHDBs in progress.
     pub flushes: Flushes,
     /// The scripts of all tenants.
@@ -109,6 +112,8 @@ pub struct Worker {
     pub spares: Rc<Spares>,
     /// Upstreams, as they come into use; few.
     reaches: RefCell<Vec<Rc<Reach>>>,
+    /// The tier, as this worker uses it.
+    pub desk: Rc<Desk>,
     /// Subscriptions.
     pub hubs: Hubs,
     /// Scratch space of the key walker.
@@ -118,12 +123,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker on this thread.
-    pub fn new(shared: &Arc<Shared>) -> Rc<Self> {
+    /// The worker of this number, on this thread.
+    pub fn new(shared: &Arc<Shared>, number: usize) -> Rc<Self> {
+        let clock = Rc::<Clock>::default();
         Rc::new(Self {
+            desk: Rc::new(Desk::new(&shared.tier, number, clock.start())),
             shared: Arc::clone(shared),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH])),
-            clock: Rc::default(),
+            clock,
             meter: Rc::new(Meter::new(&shared.metrics)),
             spares: Rc::default(),
             reaches: RefCell::default(),

@@ -45,6 +45,46 @@ const REFUSED: &[(&str, &str)] = &[
     ("FT._LIST", "index names are one namespace for all tenants"),
 ];
 
+/// Commands whose replies the tier may keep: [`Keep`](super::Keep) says which may be here. Not those that tell how much time is left (TTL), that
+/// answer by chance (SRANDMEMBER), that scan (HSCAN), or that show the server's own affairs (OBJECT, XINFO).
+#[rustfmt::skip]
+const KEPT: &[&str] = &[
+    "GET", "STRLEN", "GETRANGE", "SUBSTR", "GETBIT", "BITCOUNT", "BITPOS", "BITFIELD_RO", "MGET",
+    "EXISTS", "TYPE", "EXPIRETIME", "PEXPIRETIME",
+    "HGET", "HMGET", "HGETALL", "HLEN", "HEXISTS", "HKEYS", "HVALS", "HSTRLEN",
+    "LRANGE", "LLEN", "LINDEX", "LPOS",
+    "SMEMBERS", "SISMEMBER", "SMISMEMBER", "SCARD",
+    "ZSCORE", "ZMSCORE", "ZRANGE", "ZCARD", "ZCOUNT", "ZLEXCOUNT", "ZRANK", "ZREVRANK", "ZREVRANGE", "ZRANGEBYSCORE", "ZREVRANGEBYSCORE",
+    "ZRANGEBYLEX", "ZREVRANGEBYLEX",
+    "GEOPOS", "GEODIST", "GEOHASH", "GEOSEARCH", "GEORADIUS_RO", "GEORADIUSBYMEMBER_RO",
+    "XLEN", "XRANGE", "XREVRANGE",
+    "JSON.GET", "JSON.TYPE", "JSON.STRLEN", "JSON.ARRLEN", "JSON.ARRINDEX", "JSON.OBJKEYS", "JSON.OBJLEN", "JSON.RESP",
+];
+
+fn keep(line: &Line<'_>, keys: &str, group: &str) -> &'static str {
+    if !KEPT.contains(&line.name) {
+        return "No";
+    }
+    let plain = line.class == "keyed"
+        && line.flags.contains("readonly")
+        && line.reply == "-"
+        && line.conn == "-"
+        && line.access == "R";
+    assert!(plain, "{} is no plain read", line.name);
+    match (line.name, keys) {
+        ("MGET", _) => "Values",
+        ("EXISTS", _) => "Each",
+        (_, "One(1)") if group == "hash" => "Hash",
+        (_, "One(1)") => "Reply",
+        _ => panic!("{} has not one key", line.name),
+    }
+}
+
+/// Whether a command that is forwarded may change a key: some that are flagged as reads change what is stored, others are said to by the server.
+fn changes(line: &Line<'_>) -> bool {
+    line.class == "keyed" && (line.flags.split(',').any(|flag| flag == "write") || line.access.contains(['W', 'D']))
+}
+
 fn shape(reply: &str) -> (String, bool) {
     let parts: Vec<_> = reply.split("; ").collect();
     let nogroup = parts.contains(&"err:NOGROUP");
@@ -195,7 +235,7 @@ fn render(text: &str, docs: &str) -> String {
 
     let mut out = String::from(
         "//! The rows. Generated from commands.tsv and docs.tsv; run `KEYFENCE_BLESS=1 cargo test --lib command` to renew.\n\n\
-         use super::{Categories, Class, ConnNeed, Flags, KeySpec, Keys, NO_PARENT, ReplyRule, Row, Shape};\n\n\
+         use super::{Categories, Class, ConnNeed, Flags, Keep, KeySpec, Keys, NO_PARENT, ReplyRule, Row, Shape};\n\n\
          /// Every command keyfence knows, sorted by name; subcommands follow their container.\n\
          #[rustfmt::skip]\npub static ROWS: &[Row] = &[\n",
     );
@@ -227,12 +267,14 @@ fn render(text: &str, docs: &str) -> String {
              valkey: {valkey:?}, arity: {arity}, flags: {flags}, keys: Keys::{}, specs: {:?}, access: {access:?}, \
              reply: ReplyRule {{ shape: Shape::{shape}, nogroup: {nogroup} }}, conn: ConnNeed::{}, class: Class::{class}, served: {}, \
              group: {group:?}, categories: {categories}, \
-             key_flags: {key_flags:?}, summary: {summary:?}, note: {note:?} }},",
+             key_flags: {key_flags:?}, summary: {summary:?}, note: {note:?}, keep: Keep::{}, changes: {} }},",
             subs[i].len(),
             shapes[i],
             line.keys,
             conn(line.conn),
             served[i],
+            keep(line, &shapes[i], group),
+            changes(line),
         )
         .expect("a String takes all");
     }

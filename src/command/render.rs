@@ -45,6 +45,7 @@ struct Entry {
     reply: String,
     connection: String,
     summary: &'static str,
+    tier: &'static str,
     note: &'static str,
 }
 
@@ -68,6 +69,7 @@ pub fn json() -> String {
             reply: reply(row.reply),
             connection: connection(row.conn),
             summary: row.summary,
+            tier: row.keep.as_str(),
             note: dash(row.note),
         })
         .collect();
@@ -101,7 +103,8 @@ pub fn markdown() -> String {
     out.push_str(
         "\nNames: positions of keys, `argv[0]` being 0; `1..-1/2` every second from the first to the last; `numkeys@2` a count at 2 and \
          that many keys after it; `opt W` the argument after option W, `opt W*` also when the option repeats; `sortpat` a key template; \
-         `db` a database number; `pat`, `chan`, `idx` and so on other kinds of names.\n",
+         `db` a database number; `pat`, `chan`, `idx` and so on other kinds of names.\n\n\
+         Tier: whether the in-process tier may keep the reply; `key by key` what it says of each key.\n",
     );
     let mut groups: Vec<_> = ROWS.iter().map(|row| row.group).collect();
     groups.sort_unstable();
@@ -110,14 +113,16 @@ pub fn markdown() -> String {
         line(
             &mut out,
             format_args!(
-                "\n## {group}\n\n| command | since | served | class | names | note |\n| --- | --- | --- | --- | --- | --- |"
+                "\n## {group}\n\n| command | since | served | class | names | tier | note |\n| --- | --- | --- | --- | --- | --- | --- |"
             ),
         );
         for row in ROWS.iter().filter(|row| row.group == group) {
             let why = if row.keys == Keys::Unsupported || row.class == Class::Script { "not yet" } else { "no" };
             let served = if row.served() { "yes" } else { why };
             let names = if row.specs == "-" { String::new() } else { format!("`{}`", row.specs) };
-            let cells = [row.name, dash(row.since), served, row.class.as_str(), &names, dash(row.note)].map(cell);
+            let cells =
+                [row.name, dash(row.since), served, row.class.as_str(), &names, row.keep.as_str(), dash(row.note)]
+                    .map(cell);
             line(&mut out, format_args!("| {} |", cells.join(" | ")));
         }
     }

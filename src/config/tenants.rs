@@ -334,13 +334,13 @@ impl Config {
         }
     }
 
-    /// The tenant of this name: one of the settings, the implicit one, or with `auth.mode = "upstream"` whoever logs in under it.
+    /// The tenant of this name, `tier` saying whether its values are kept with everything considered: one of the settings, the implicit one, or with `auth.mode = "upstream"` whoever logs in under it.
     ///
     /// # Errors
     /// A sentence that says why there is none.
     pub fn tenant(&self, name: &str) -> Result<Tenant, String> {
         if let Some(tenant) = self.tenants.iter().find(|t| t.name == name) {
-            return Ok(tenant.clone());
+            return Ok(Tenant { tier: tenant.tier && self.tier.enabled, ..tenant.clone() });
         }
         let shown = value::quoted(name);
         if self.auth.mode == AuthMode::Upstream {
@@ -352,7 +352,7 @@ impl Config {
             return Err(format!("no tenant {shown} in the settings; there are: {}", listed(self.tenants.iter())));
         }
         if name == "default" {
-            return Ok(self.implicit_tenant());
+            return Ok(Tenant { tier: self.tier.enabled, ..self.implicit_tenant() });
         }
         Err(format!("no tenant {shown}: the settings have no [tenants], and everybody is 'default'"))
     }

@@ -69,7 +69,8 @@ fn every_flag_arrives() {
     assert_eq!((c.upstream.password.expose(), c.key_prefix.as_bytes(), c.workers), ("p", &b"p:"[..], 4));
     assert_eq!((c.admin.listen, c.log.level, c.log.format), (None, LevelFilter::DEBUG, LogFormat::Json));
     let cli = CliOverrides { tier: Some("1GiB".into()), ..CliOverrides::default() };
-    assert_eq!(read("", &[], &cli), Err("--tier: tier.enabled: not served by this version yet".into()));
+    let tier = read("", &[], &cli).unwrap().tier;
+    assert_eq!((tier.enabled, tier.max_memory, tier.max_value), (true, 1 << 30, 1 << 20));
 }
 
 #[test]
@@ -228,7 +229,6 @@ fn what_is_not_served_yet_is_refused_by_name() {
             "[tenants.a.limits]\nmemory = \"1MB\"",
             "config.toml:2: tenants.a.limits.memory: not served by this version yet",
         ),
-        ("[tenants.a]\ntier = true", "config.toml:2: tenants.a.tier: not served by this version yet"),
         (
             "[upstream]\nurl = \"redis-sentinel://h/m\"",
             "config.toml:2: upstream.url: redis-sentinel://: not served by this version yet",
@@ -237,13 +237,12 @@ fn what_is_not_served_yet_is_refused_by_name() {
             "[upstream]\nurl = \"redis-cluster://h\"",
             "config.toml:2: upstream.url: redis-cluster://: not served by this version yet",
         ),
-        ("[tier]\nenabled = true", "config.toml:2: tier.enabled: not served by this version yet"),
     ] {
         assert_eq!(file(text).err().as_deref(), Some(error));
     }
     assert_eq!(
-        env(&[("KEYFENCE_TIER__ENABLED", "true")]),
-        Err("KEYFENCE_TIER__ENABLED: tier.enabled: not served by this version yet".into())
+        env(&[("KEYFENCE_TENANTS__A__LIMITS__KEYS", "1")]),
+        Err("KEYFENCE_TENANTS__A__LIMITS__KEYS: tenants.a.limits.keys: not served by this version yet".into())
     );
     // Said at their defaults, or off, they are what is served.
     assert!(

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{resp::Value, session::Session};
+use crate::{resp::Value, session::Session, tier::Stats};
 
 /// What INFO shows, gathered before the part that takes time.
 #[derive(Debug)]
@@ -24,11 +24,24 @@ pub struct View {
     blocked: usize,
     max_clients: usize,
     db: u32,
+    /// None: the settings have no tier for the tenant.
+    tier: Option<(bool, Stats)>,
 }
 
 /// The sections, in Redis's order.
-const SECTIONS: [&str; 10] =
-    ["server", "clients", "memory", "persistence", "stats", "replication", "cpu", "modules", "cluster", "keyspace"];
+const SECTIONS: [&str; 11] = [
+    "server",
+    "clients",
+    "memory",
+    "persistence",
+    "stats",
+    "replication",
+    "cpu",
+    "modules",
+    "cluster",
+    "keyspace",
+    "keyfence",
+];
 
 impl View {
     /// Of a session's tenant.
@@ -47,6 +60,10 @@ impl View {
             blocked: own.iter().filter(|c| c.blocked.load(Ordering::Relaxed)).count(),
             max_clients: shared.limits.load().clients,
             db: s.db,
+            tier: s.tenant.tier.wanted().then(|| {
+                let live = s.tenant.tier.tracks(shared.tier.now());
+                (live, shared.tier.stats(s.tenant.id, &s.tenant.tier))
+            }),
         }
     }
 
@@ -99,6 +116,13 @@ impl View {
             "keyspace" => match keys {
                 Some(n) if n > 0 => format!("db{}:keys={n},expires=0,avg_ttl=0\r\n", self.db),
                 _ => String::new(),
+            },
+            "keyfence" => match &self.tier {
+                None => "tier:off\r\n".into(),
+                Some((live, Stats { hits, misses, fills, invalidations, evictions, bytes, entries })) => format!(
+                    "tier:on\r\ntier_live:{}\r\ntier_hits:{hits}\r\ntier_misses:{misses}\r\ntier_fills:{fills}\r\ntier_invalidations:{invalidations}\r\ntier_evictions:{evictions}\r\ntier_bytes:{bytes}\r\ntier_entries:{entries}\r\n",
+                    u8::from(*live)
+                ),
             },
             _ => String::new(),
         }

@@ -98,6 +98,8 @@ pub(super) async fn run(scope: Scope, dbs: Vec<u32>, unlink: bool) -> Result<(),
         gate.pass(async || pass(&scope, unlink).await.map(|()| 0)).await?;
         flushes.counts.remove(&(scope.tenant.id, db));
     }
+    // What was read before this is not served after it.
+    scope.worker.shared.tier.clear_tenant(scope.tenant.id);
     tracking::flushed(&scope.worker.shared, scope.tenant.id);
     Ok(())
 }

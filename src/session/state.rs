@@ -61,6 +61,7 @@ impl Session {
         }
         self.paid = false;
         self.shown = false;
+        self.joined = None;
         self.replies = match self.replies {
             Replies::Skip => Replies::SkipOne,
             Replies::SkipOne => Replies::On,

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{READ, Session, TURN};
-use crate::{error::UpstreamError, resp, upstream::Conn};
+use crate::{error::UpstreamError, resp, tier::Flight, upstream::Conn};
 
 /// Bytes read ahead from a client that waits in a blocking command, to see whether it has left.
 const READ_AHEAD: usize = 1024 * 1024;
@@ -42,6 +42,8 @@ pub enum Until {
     Unpaused(Instant, bool),
     /// A moment.
     Moment(Instant),
+    /// A read that another sent, at most until this moment.
+    Flight(Arc<Flight>, Instant),
     /// The outcome of a login; ends early when the client leaves.
     Proven,
     /// The reply of a blocking command, at most until this moment; ends early when the client leaves.
@@ -80,14 +82,16 @@ impl Session {
     /// Waits; `false` when the connection ended meanwhile.
     pub async fn wait(&mut self, until: Until) -> bool {
         let mut timer = match &until {
-            Until::Unpaused(at, _) | Until::Moment(at) | Until::Reply(Some(at)) => Some(Box::pin(sleep_until(*at))),
+            Until::Unpaused(at, _) | Until::Moment(at) | Until::Flight(_, at) | Until::Reply(Some(at)) => {
+                Some(Box::pin(sleep_until(*at)))
+            }
             _ => None,
         };
         if matches!(until, Until::InFlight(_) | Until::Room(_) | Until::Unsent(_)) {
             self.worker.meter.cells.held_back.add(1);
         }
         let blocking = matches!(until, Until::Reply(_));
-        let may_leave = blocking || matches!(until, Until::Unpaused(..) | Until::Proven);
+        let may_leave = blocking || matches!(until, Until::Unpaused(..) | Until::Proven | Until::Flight(..));
         self.client.blocked.store(blocking, Ordering::Relaxed);
         let alive = poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
@@ -106,6 +110,9 @@ impl Session {
                 Until::Unsent(n) => self.down.unsent() <= *n,
                 Until::Turn => true,
                 Until::Moment(_) => timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready()),
+                Until::Flight(flight, _) => {
+                    flight.poll(cx).is_ready() || timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready())
+                }
                 Until::Unpaused(_, write) => {
                     timer.as_mut().is_none_or(|t| t.as_mut().poll(cx).is_ready())
                         || self.tenant.pause.holds(*write).is_none()

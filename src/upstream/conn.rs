@@ -50,6 +50,7 @@ use crate::{
         Unprefix,
         script::{Flight, Loaded},
     },
+    tier::{Fetch, Guard},
 };
 
 /// Bytes waiting to be sent past which sessions stop adding to them.
@@ -82,6 +83,10 @@ pub enum Owed {
     Rewritten(Box<Unprefix>),
     /// It is the number that the server has for this connection, and is kept ([`Conn::number`]).
     Number,
+    /// It is a number, and left there; an error leaves what was there.
+    Integer(Rc<Cell<i64>>),
+    /// It is passed as it comes, and may be kept and shared.
+    Fetch(Box<Fetch>),
 }
 
 #[derive(Debug)]
@@ -96,6 +101,16 @@ struct Waiter {
     /// The same in microseconds.
     sent: u64,
     what: What,
+    /// The command may write: over when this waiter is.
+    guard: Option<Guard>,
+}
+
+impl Waiter {
+    /// Whether nobody is there any more to get the reply.
+    fn deserted(&self) -> bool {
+        let shared = matches!(&self.owed, Owed::Fetch(fetch) if fetch.awaited());
+        !shared && self.client.as_ref().is_some_and(|client| client.gone())
+    }
 }
 
 /// Which command a reply answers, for the slow log.
@@ -351,13 +366,26 @@ impl Conn {
             && last.sent == sent
             && last.since == since
             && last.what.row == what.row
+            && last.guard.is_none()
             && last.client.as_ref().is_some_and(|c| Rc::ptr_eq(c, client))
         {
             last.count += 1;
             return;
         }
         self.written.one_more();
-        waiters.push_back(Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what });
+        waiters.push_back(Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what, guard: None });
+    }
+
+    /// What was last expected is a write's: `guard` lasts as long as its reply may come.
+    pub fn guard(&self, guard: Guard) {
+        if let Some(last) = self.waiters.borrow_mut().back_mut() {
+            last.guard = Some(guard);
+        }
+    }
+
+    /// A request of keyfence's own, appended already, whose reply is a number and left in `into`.
+    pub fn expect_integer(&self, into: &Rc<Cell<i64>>) {
+        self.expect_own(Owed::Integer(Rc::clone(into)));
     }
 
     /// The server's number for this connection, asked for the first time; 0 until it has answered, or if it does not say.
@@ -377,8 +405,8 @@ impl Conn {
         let since = now.wrapping_add(ticks(SCRIPT));
         let since = if since == NEVER { 0 } else { since };
         let sent = self.env.clock.micros();
-        let waiter = Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what };
         self.written.one_more();
+        let waiter = Waiter { client: Some(Rc::clone(client)), owed, count: 1, since, sent, what, guard: None };
         self.waiters.borrow_mut().push_back(waiter);
     }
 
@@ -389,6 +417,10 @@ impl Conn {
 
     fn send_for(&self, frame: &[u8], owed: Owed) {
         self.send(|out| out.extend_from_slice(frame));
+        self.expect_own(owed);
+    }
+
+    fn expect_own(&self, owed: Owed) {
         self.window.sent();
         self.written.one_more();
         self.waiters.borrow_mut().push_back(Waiter {
@@ -398,6 +430,7 @@ impl Conn {
             since: self.env.clock.now(),
             sent: self.env.clock.micros(),
             what: What::NOTHING,
+            guard: None,
         });
     }
 
@@ -549,6 +582,8 @@ impl Conn {
         if self.ready.get() && waiters.iter().any(|w| w.client.is_some()) {
             self.env.cells.broken.add(1);
         }
+        // What keyfence itself asked for in front of a client's request is not what that client has waited for.
+        let mut first = true;
         for (i, waiter) in waiters.into_iter().enumerate() {
             let Some(client) = waiter.client else { continue };
             // Half of the first reply may have gone out; a client that has it cannot be told anything any more.
@@ -559,13 +594,14 @@ impl Conn {
             {
                 client.abandon();
             }
-            let text = if i == 0 || matches!(error, UpstreamError::Unreachable(_)) { &line } else { &lost };
+            let first = std::mem::replace(&mut first, false);
+            let text = if first || matches!(error, UpstreamError::Unreachable(_)) { &line } else { &lost };
             client.append(|out| match &waiter.owed {
-                Owed::Dropped | Owed::Unheard(_) | Owed::Number => {}
+                Owed::Dropped | Owed::Unheard(_) | Owed::Number | Owed::Integer(_) => {}
                 Owed::Local(bytes) => {
                     out.extend_from_slice(bytes);
                 }
-                Owed::Raw | Owed::Instead(_) | Owed::Rewritten(_) => {
+                Owed::Raw | Owed::Instead(_) | Owed::Rewritten(_) | Owed::Fetch(_) => {
                     self.cells.error(ErrorKind::of(text.as_bytes()), u64::from(waiter.count));
                     (0..waiter.count).for_each(|_| resp::put_error(out, text.as_bytes()));
                 }

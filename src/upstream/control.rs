@@ -1,7 +1,7 @@
 //! The control connection of a worker: the probe of what an upstream can do, and the commands of scoped work, through the `redis` crate.
 //! Nothing a client waits for in its pipeline travels here.
 
-use std::{cell::RefCell, collections::HashMap, io, time::Duration};
+use std::{cell::RefCell, collections::HashMap, future::poll_fn, io, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
@@ -185,6 +185,11 @@ impl Facts {
         !self.lacks.get(usize::from(row.index)).copied().unwrap_or(false)
     }
 
+    /// Whether fields of a hash may expire one by one there.
+    pub fn expires_fields(&self) -> bool {
+        command::find("HPEXPIRE").is_some_and(|row| self.has(row))
+    }
+
     /// How many of the commands that are forwarded the upstream lacks.
     pub fn lacking(&self) -> usize {
         ROWS.iter().filter(|row| row.forwardable() && !self.has(row)).count()
@@ -292,6 +297,44 @@ pub async fn try_login(site: &Site, user: &str, password: &str) -> Result<bool, 
         Ok(Err(e)) => Err(UpstreamError::Unreachable(e.to_string())),
         Err(_) => Err(UpstreamError::TimedOut(target.connect_timeout)),
     }
+}
+
+/// Whether the upstream tells keyfence's own user of changed keys: CLIENT TRACKING in RESP3, without which there is no tier.
+///
+/// # Errors
+/// Why not, as a sentence.
+pub async fn try_tracking(target: &Target) -> Result<(), String> {
+    const ASK: &[u8] = b"*4\r\n$6\r\nCLIENT\r\n$8\r\nTRACKING\r\n$2\r\nON\r\n$5\r\nBCAST\r\n";
+    let key = Key { kind: Kind::Data, tenant: 0, db: 0, proto: Proto::Resp3 };
+    let asking = async {
+        let connected = target.connect(&target.username, &target.password, &key).await;
+        let (mut read, write) = connected.map_err(|e| format!("no connection in RESP3: {e}"))?;
+        let lost = |e: io::Error| format!("CLIENT TRACKING: {e}");
+        let mut sent = 0;
+        while sent < ASK.len() {
+            poll_fn(|cx| write.poll_ready(cx)).await.map_err(lost)?;
+            match write.try_write(&ASK[sent..]) {
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(lost(e)),
+            }
+        }
+        let (mut line, mut chunk) = (Vec::new(), [0; 512]);
+        while !line.contains(&b'\n') {
+            let n = poll_fn(|cx| read.poll_read(cx, &mut chunk)).await.map_err(lost)?;
+            if n == 0 {
+                return Err("CLIENT TRACKING: closed by the upstream".into());
+            }
+            line.extend_from_slice(&chunk[..n]);
+        }
+        if line.starts_with(b"+OK") {
+            return Ok(());
+        }
+        Err(String::from_utf8_lossy(line.trim_ascii_end()).trim_start_matches('-').to_owned())
+    };
+    tokio::time::timeout(target.connect_timeout, asking)
+        .await
+        .unwrap_or_else(|_| Err("no answer to CLIENT TRACKING in time".into()))
 }
 
 /// How long `probe` waits between two attempts.

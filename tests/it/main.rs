@@ -1,7 +1,8 @@
 //! The integration tests: real servers as child processes, real sockets, bytes in and bytes out.
 //!
 //! `KEYFENCE_TEST_SERVER` names the server binary (default `redis-server`), `KEYFENCE_TEST_SERVER_ARGS` adds arguments to it, such as
-//! `--loadmodule …`. `KEYFENCE_TEST_TARGET=plain` puts a plain server where keyfence would stand: the suite then checks itself.
+//! `--loadmodule …`. `KEYFENCE_TEST_TIER=64MiB` gives every keyfence a tier of that size.
+//! `KEYFENCE_TEST_TARGET=plain` puts a plain server where keyfence would stand: the suite then checks itself.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admin;
@@ -24,6 +25,7 @@ mod pubsub;
 mod scripts;
 mod support;
 mod tenancy;
+mod tier;
 mod tls;
 mod tools;
 mod tracking;

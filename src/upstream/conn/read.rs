@@ -106,8 +106,7 @@ impl Conn {
                 return self.fail(&UpstreamError::Lost);
             }
             // Replies to nobody but clients that have left: the upstream need not send them, nor keep them.
-            if gone && self.waiters.borrow().iter().all(|w| w.client.as_ref().is_some_and(|c| c.gone())) && !self.idle()
-            {
+            if gone && self.waiters.borrow().iter().all(Waiter::deserted) && !self.idle() {
                 tracing::debug!("nobody waits on this upstream connection any more: closed");
                 return self.fail(&UpstreamError::Lost);
             }
@@ -239,14 +238,47 @@ impl Conn {
                     }
                     waiter.count == 0
                 }
-                Owed::Number => match memchr::memchr(b'\n', &buf[at..]) {
+                Owed::Fetch(fetch) => {
+                    let passed = raw(buf, at, reading, 1, waiter.client.as_ref(), &self.cells, written);
+                    let bytes = &buf[at..passed.at];
+                    fetch.pass(bytes);
+                    at = passed.at;
+                    *replies += passed.done;
+                    settle(waiter.client.as_ref(), passed.done);
+                    if passed.malformed {
+                        return Err(MALFORMED);
+                    }
+                    if passed.done == 0 && reading.begun.is_none() && buf.get(at) == Some(&b'>') {
+                        if self.key.proto == Proto::Resp3 {
+                            continue;
+                        }
+                        return Err(MALFORMED);
+                    }
+                    if passed.done > 0
+                        && let Owed::Fetch(fetch) = std::mem::replace(&mut waiter.owed, Owed::Dropped)
+                    {
+                        match bytes.strip_suffix(b"\r\n").and_then(own_error) {
+                            Some(own) => fetch.failed(&own),
+                            None => fetch.done(),
+                        }
+                    }
+                    self.note(waiter, passed.done, reading.failed.take());
+                    passed.done > 0
+                }
+                Owed::Number | Owed::Integer(_) => match memchr::memchr(b'\n', &buf[at..]) {
                     Some(end) => {
                         let line = buf[at..at + end].trim_ascii();
-                        let number = line.strip_prefix(b":").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+                        let number: Option<i64> =
+                            line.strip_prefix(b":").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
                         if number.is_none() && !line.starts_with(b"-") {
                             return Err(MALFORMED);
                         }
-                        self.number.store(number.unwrap_or(0), Ordering::Relaxed);
+                        match &waiter.owed {
+                            Owed::Integer(into) => into.set(number.unwrap_or_else(|| into.get())),
+                            _ => self
+                                .number
+                                .store(number.and_then(|n| n.try_into().ok()).unwrap_or(0), Ordering::Relaxed),
+                        }
                         at += end + 1;
                         *replies += 1;
                         true

@@ -82,6 +82,7 @@ impl Fence {
 
     fn run_with(config: &str, addr: SocketAddr, further: &[&str]) -> Self {
         let file = written(config);
+        let tier = std::env::var("KEYFENCE_TEST_TIER").ok().filter(|_| !config.contains("[tier]"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
         command
             .env_clear()
@@ -90,6 +91,7 @@ impl Fence {
             .arg(file.path())
             .args(if further.contains(&"--admin") { &[][..] } else { &["--admin", ""] })
             .args(further)
+            .args(tier.iter().flat_map(|size| ["--tier", size]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
