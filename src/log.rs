@@ -47,8 +47,9 @@ const WINDOW: Duration = Duration::from_secs(5);
 const LIKE: usize = 200;
 /// How long the last lines have at the end of the process.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Summaries are written as often as there are any, and so is the access log, which has a sampling of its own.
+/// Summaries are written as often as there are any, and so are the access log, which has a sampling of its own, and what a managed server says.
 const SUMMARY: &str = "keyfence::log";
+const MANAGED: &str = "keyfence::managed";
 
 /// The log of this process.
 #[derive(Clone, Debug)]
@@ -205,7 +206,7 @@ impl Calm {
     /// Whether one more from there is written.
     fn lets(&self, event: &Event<'_>) -> bool {
         let about = event.metadata();
-        if *about.level() > Level::INFO || matches!(about.target(), access::TARGET | SUMMARY) {
+        if *about.level() > Level::INFO || matches!(about.target(), access::TARGET | SUMMARY | MANAGED) {
             return true;
         }
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);

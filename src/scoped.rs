@@ -261,7 +261,7 @@ async fn work(
             }
             Ok(Value::ok())
         }
-        Job::Unblock { client, error } => scope.unblock(&client, error).await,
+        Job::Unblock { client, error } => unblock(&scope.control, scope.db, &client, error).await,
         Job::LoadScript(entry) => scripts::load(&scope.control, &entry).await,
         Job::KillScript => scripts::kill::kill(&scope.worker.shared, &scope.control, &scope.tenant).await,
         Job::Info(sections) => {
@@ -269,6 +269,26 @@ async fn work(
             Ok(view.render(&sections, keys))
         }
     }
+}
+
+/// Ends the wait of a blocking command upstream, so that nothing it may have got is lost: 1 when there was one.
+///
+/// # Errors
+/// When the upstream cannot be asked.
+pub async fn unblock(control: &Control, db: u32, client: &Client, error: bool) -> Result<Value, UpstreamError> {
+    for _ in 0..UNBLOCK_LOOKS {
+        match client.waiting_on() {
+            None => return Ok(Value::Int(0)),
+            // Asked for in front of the blocking command, and not answered yet.
+            Some(0) => tokio::time::sleep(UNBLOCK_PAUSE).await,
+            Some(number) => {
+                let mut cmd = redis::cmd("CLIENT");
+                cmd.arg("UNBLOCK").arg(number).arg(if error { "ERROR" } else { "TIMEOUT" });
+                return Ok(Value::Int(control.query(db, &cmd).await?));
+            }
+        }
+    }
+    Ok(Value::Int(0))
 }
 
 /// One database of one tenant.
@@ -297,23 +317,6 @@ struct Turn<'a> {
 impl Scope {
     fn pattern(&self, rest: &[u8]) -> Vec<u8> {
         [&glob::escape(&self.prefix), rest].concat()
-    }
-
-    /// Ends the wait of a blocking command upstream, so that nothing it may have got is lost.
-    async fn unblock(&self, client: &Client, error: bool) -> Result<Value, UpstreamError> {
-        for _ in 0..UNBLOCK_LOOKS {
-            match client.waiting_on() {
-                None => return Ok(Value::Int(0)),
-                // Asked for in front of the blocking command, and not answered yet.
-                Some(0) => tokio::time::sleep(UNBLOCK_PAUSE).await,
-                Some(number) => {
-                    let mut cmd = redis::cmd("CLIENT");
-                    cmd.arg("UNBLOCK").arg(number).arg(if error { "ERROR" } else { "TIMEOUT" });
-                    return Ok(Value::Int(self.control.query(self.db, &cmd).await?));
-                }
-            }
-        }
-        Ok(Value::Int(0))
     }
 
     /// Waits for the turn of this work among the tenant's, and of the tenant among all, in the order of asking (isolation.md E2, L1).

@@ -198,12 +198,7 @@ pub async fn run(
     shared.draining.store(true, Ordering::SeqCst);
     leave.send_replace(Some(Instant::now() + config.shutdown_grace));
     for client in shared.clients.all() {
-        // A client that waits in a blocking command has nothing coming that it must not lose.
-        if client.blocked.load(Ordering::Relaxed) {
-            client.alarm.kill();
-        } else {
-            client.alarm.kill_when_idle();
-        }
+        client.alarm.kill_when_idle();
     }
     let joined = tokio::task::spawn_blocking(move || {
         threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()

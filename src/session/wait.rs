@@ -12,7 +12,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{READ, Session, TURN};
-use crate::{error::UpstreamError, resp, tier::Flight, upstream::Conn};
+use crate::{error::UpstreamError, resp, scoped, tier::Flight, upstream::Conn};
 
 /// Bytes read ahead from a client that waits in a blocking command, to see whether it has left.
 const READ_AHEAD: usize = 1024 * 1024;
@@ -93,6 +93,7 @@ impl Session {
         let blocking = matches!(until, Until::Reply(_));
         let may_leave = blocking || matches!(until, Until::Unpaused(..) | Until::Proven | Until::Flight(..));
         self.client.blocked.store(blocking, Ordering::Relaxed);
+        let mut unblocked = false;
         let alive = poll_fn(|cx| {
             let alarm = Arc::clone(self.down.alarm());
             alarm.register(cx.waker());
@@ -128,6 +129,9 @@ impl Session {
             if done {
                 return Poll::Ready(true);
             }
+            if blocking && alarm.leaving() && !std::mem::replace(&mut unblocked, true) {
+                self.unblock();
+            }
             if may_leave && self.poll_left(cx) {
                 return Poll::Ready(false);
             }
@@ -144,6 +148,18 @@ impl Session {
             own.close();
         }
         alive
+    }
+
+    /// Has the upstream end the blocking command at hand: its client gets what it has popped, or is told that it waits no more. Cut off, it
+    /// might lose what was on its way.
+    fn unblock(&self) {
+        let Ok(control) = self.reach.control(self.tenant.id) else { return self.down.alarm().kill() };
+        let (client, db) = (Arc::clone(&self.client), self.tenant.db_base + self.db);
+        tokio::task::spawn_local(async move {
+            if scoped::unblock(&control, db, &client, true).await.is_err() {
+                client.alarm.kill();
+            }
+        });
     }
 
     pub(super) fn few_in_flight(&self, n: u32) -> bool {

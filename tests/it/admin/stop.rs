@@ -36,6 +36,8 @@ fn a_drain_answers_what_is_in_flight_and_takes_nothing_new() {
     assert!(draining.body.contains("draining"), "{}", draining.body);
     assert_eq!(http::get(fence.admin(), "/healthz").status, 200, "alive as long as it drains");
     assert!(http::get(fence.admin(), "/api/status").body.contains("\"phase\":\"draining\""));
+    // What a blocking command has popped is never lost; one that has not is told so.
+    assert_eq!(blocked.reply(), b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n");
     for client in [&mut idle, &mut subscriber, &mut blocked] {
         assert!(ended(client));
     }
