@@ -34,7 +34,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("directory", &["config", "login", "tenant", "upstream"]),
     ("downstream", &["net"]),
     ("error", &[]),
-    ("explain", &["command", "config", "glob", "pubsub", "resp", "rewrite", "tenant"]),
+    ("explain", &["command", "config", "glob", "pubsub", "resp", "rewrite", "scripts", "tenant"]),
     ("fuzz", &["command", "resp", "rewrite"]),
     ("glob", &[]),
     (
@@ -88,7 +88,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("purge", &["config", "glob", "walk"]),
+    ("purge", &["config", "error", "glob", "scripts", "walk"]),
     ("reload", &["admin", "config", "directory", "plane", "server", "tls", "upstream", "worker"]),
     ("resp", &["command"]),
     ("rewrite", &["command", "resp"]),
@@ -114,7 +114,19 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     (
         "scripts",
-        &["command", "error", "resp", "rewrite", "scoped", "session", "tenant", "transaction", "upstream", "worker"],
+        &[
+            "command",
+            "error",
+            "glob",
+            "resp",
+            "rewrite",
+            "scoped",
+            "session",
+            "tenant",
+            "transaction",
+            "upstream",
+            "worker",
+        ],
     ),
     (
         "server",
