@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use crate::{
     command::ROWS,
     config::{AclWall, Config, Endpoint, Scripts},
-    upstream::{Target, control, wall::probe_holes},
+    upstream::{
+        Target, control,
+        wall::{Holes, probe_holes},
+    },
 };
 
 /// The report.
@@ -66,7 +69,8 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
         }
         None => row("RESTORE", "warn", "the upstream does not say whether it checks payloads".into()),
     }
-    let apart = wall(config.upstream.acl_wall, target, &mut row).await;
+    let holes = wall(config.upstream.acl_wall, target, &mut row).await;
+    let apart = holes.as_ref().map(Holes::scripts_apart);
     row(
         "pub/sub",
         if at_least(&facts.version, 6) { "ok" } else { "no" },
@@ -92,7 +96,7 @@ pub async fn report(config: &Config, target: &Target) -> Result<String, String> 
             ),
         );
     }
-    row("functions", "no", "not served by this version: -NOPERM".into());
+    functions(holes.as_ref(), &mut row);
     match control::try_tracking(target).await {
         Ok(()) if config.tier.enabled => {
             let tenants = config.tenants.iter().filter(|t| t.tier).count();
@@ -124,8 +128,28 @@ fn scripts(config: &Config, apart: Option<bool>, row: &mut impl FnMut(&str, &str
     }
 }
 
-/// Whether scripts cannot alter one another there; `None`: no wall stands.
-async fn wall(policy: AclWall, target: &Target, row: &mut impl FnMut(&str, &str, String)) -> Option<bool> {
+/// Whether tenants may call functions there.
+fn functions(holes: Option<&Holes>, row: &mut impl FnMut(&str, &str, String)) {
+    let Some(holes) = holes.filter(|holes| holes.scripts_apart()) else {
+        return row("functions", "no", "where scripts are on, at the most".into());
+    };
+    match &holes.function_tables {
+        Some(tables) if tables.is_empty() => {
+            row("functions", "ok", "FUNCTION, FCALL and FCALL_RO, each tenant with its own libraries".into());
+        }
+        Some(tables) => {
+            row("functions", "no", format!("libraries can reach others' on this upstream by {}", tables.join(", ")));
+        }
+        None => row(
+            "functions",
+            "no",
+            "the upstream has none, or keyfence's user may not run MULTI, FCALL and FUNCTION LOAD and DELETE".into(),
+        ),
+    }
+}
+
+/// What was found where a wall stands; `None`: none does.
+async fn wall(policy: AclWall, target: &Target, row: &mut impl FnMut(&str, &str, String)) -> Option<Holes> {
     if policy == AclWall::Off {
         row("ACL wall", "off", "acl_wall = off: the rewriting is the only wall".into());
         return None;
@@ -169,7 +193,7 @@ async fn wall(policy: AclWall, target: &Target, row: &mut impl FnMut(&str, &str,
         Some(_) => row("  script tables", "ok", "scripts cannot alter what others' scripts use".into()),
         None => row("  script tables", "", "keyfence's user may not run scripts there, so this was not tried".into()),
     }
-    Some(holes.scripts_apart())
+    Some(holes)
 }
 
 fn at_least(version: &str, major: u32) -> bool {

@@ -7,6 +7,7 @@ use crate::{
     config::{Scripts, Tenant},
     glob, pubsub, resp,
     rewrite::{self, Namespace},
+    scripts::functions,
     tenant::Permitted,
     tier::LONGEST,
 };
@@ -127,6 +128,9 @@ fn script(out: &mut String, tenant: &Tenant, row: &Row, args: &Args<'_>) {
             "if          always (scripts = \"on\"): without a wall the rewriting in the script is all there is"
         ),
     };
+    if functions::is_one(row) {
+        return function(out, tenant, row, args);
+    }
     if row.container().is_some() {
         let _ = match row.word {
             "LOAD" => writeln!(out, "upstream    SCRIPT LOAD, with the prelude before the script, as keyfence itself"),
@@ -148,6 +152,42 @@ fn script(out: &mut String, tenant: &Tenant, row: &Row, args: &Args<'_>) {
     let _ =
         writeln!(out, "in it       names get the prefix when redis.call is made, and lose it in KEYS and in replies");
     let _ = writeln!(out, "reply       the script's own; errors name it by the SHA1 of its own source");
+    let _ = writeln!(out, "connection  shared, as the user that the upstream confines in every command");
+}
+
+fn function(out: &mut String, tenant: &Tenant, row: &Row, args: &Args<'_>) {
+    let tag = functions::library::Tag::of(tenant.prefix.as_bytes());
+    let named = |i: usize| shown(&[tag.as_str().as_bytes(), args.at(i)].concat());
+    if row.name.starts_with("FUNCTION") {
+        let what = match row.word {
+            "LOAD" => format!(
+                "FUNCTION LOAD, names behind {} and a prelude before the code; then FUNCTION LIST, by which every name is looked at",
+                tag.as_str()
+            ),
+            "DELETE" if args.len() > 2 => format!("FUNCTION DELETE {}", named(2)),
+            "FLUSH" => format!("FUNCTION DELETE of every library behind {}", tag.as_str()),
+            "LIST" => format!("FUNCTION LIST LIBRARYNAME {}…", tag.as_str()),
+            "STATS" => "FUNCTION STATS".to_owned(),
+            "KILL" => "FUNCTION KILL, if what runs there is a function of this tenant".to_owned(),
+            _ => "nothing".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "upstream    {what}, as keyfence itself\nreply       made here, names and code as the client wrote them"
+        );
+        return;
+    }
+    let mut marks = Vec::new();
+    command::walk(row, args, &mut marks);
+    let key = |i: usize| marks.iter().any(|(at, _)| *at as usize == i);
+    let rest: Vec<String> = (2..args.len())
+        .map(|i| if key(i) { shown(&[tenant.prefix.as_bytes(), args.at(i)].concat()) } else { shown(args.at(i)) })
+        .collect();
+    let _ = writeln!(out, "upstream    {} {} {}", row.name, named(1), rest.join(" "));
+    let _ = writeln!(out, "            if the tenant has a function of this name there");
+    let _ =
+        writeln!(out, "in it       names get the prefix when redis.call is made, and lose it in keys and in replies");
+    let _ = writeln!(out, "reply       the function's own; errors name it as the client does");
     let _ = writeln!(out, "connection  shared, as the user that the upstream confines in every command");
 }
 

@@ -144,8 +144,10 @@ async fn tend(shared: Arc<Shared>, site: Arc<Site>) {
                 true
             }
         };
+        let mut again = false;
         if Instant::now() >= next_probe {
             let known = learn(&site).await;
+            again = site.holes.load().as_ref().is_some_and(|holes| holes.functions_untried);
             next_probe = Instant::now() + if known { PROBE_AGAIN } else { PROBE_EVERY };
         }
         let lost = Lost::before(&shared, Arc::as_ptr(&site).addr());
@@ -157,7 +159,7 @@ async fn tend(shared: Arc<Shared>, site: Arc<Site>) {
             lost.ended();
         }
         let wanted = !matches!(**site.logins.load(), Logins::Own | Logins::Users(_));
-        if wanted && !stands {
+        if wanted && (again || !stands) {
             raised = Instant::now();
             let directory = shared.directory.load_full();
             if let Err(error) = raise(&site, &[&directory]).await {

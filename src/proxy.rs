@@ -96,7 +96,7 @@ fn route(s: &mut Session, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: 
     }
     // A block is let go or held as a whole, at its MULTI: a part of it may be in the upstream's buffer already.
     // So is a script, which may write.
-    let writes = row.is_write() || matches!(row.name, "MULTI" | "EXEC" | "EVAL" | "EVALSHA");
+    let writes = row.is_write() || matches!(row.name, "MULTI" | "EXEC" | "EVAL" | "EVALSHA" | "FCALL");
     if !s.tx.as_ref().is_some_and(|tx| tx.block)
         && let Some(until) = s.tenant.pause.holds(writes)
         && !may_run_paused(row)

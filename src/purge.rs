@@ -1,12 +1,14 @@
-//! `keyfence purge`: deletes everything a tenant has, in all its databases.
+//! `keyfence purge`: deletes everything a tenant has: its keys, in all its databases, and its libraries of functions.
 
 use crate::{
     config::{Config, Tenant},
+    error::UpstreamError,
     glob,
+    scripts::functions::manage,
     walk::{Report, Walk, counted},
 };
 
-/// Deletes every key of the tenant that is there from beginning to end.
+/// Deletes every key of the tenant that is there from beginning to end, and its libraries.
 ///
 /// # Errors
 /// A sentence: the upstream cannot be reached or fails. Doing it again goes on where it ended.
@@ -26,12 +28,25 @@ pub async fn purge(config: &Config, tenant: &Tenant) -> Result<Report, String> {
             Ok(())
         })
         .await;
+    let libraries = match walked {
+        Ok(_) => manage::purge(walk.control(), prefix).await,
+        Err(_) => Ok(0),
+    };
     let walked = walk.close(walked).await.map_err(|e| format!("{e}; {} deleted before", counted(deleted, "key")))?;
-    let summary = format!(
+    let mut summary = format!(
         "{} of tenant '{}' deleted from {}",
         counted(deleted, "key"),
         tenant.name,
         counted(walked.into(), "database")
     );
-    Ok(Report { summary, notes: Vec::new() })
+    let mut notes = Vec::new();
+    match libraries {
+        Ok(0) => {}
+        Ok(1) => summary.push_str(", and 1 library of functions"),
+        Ok(n) => summary.push_str(&format!(", and {n} libraries of functions")),
+        // Servers before 7.0 have none.
+        Err(UpstreamError::Refused(text)) if text.starts_with("ERR unknown command") => {}
+        Err(error) => notes.push(format!("libraries of functions may be left: {}", error.to_line())),
+    }
+    Ok(Report { summary, notes })
 }

@@ -355,6 +355,7 @@ impl Reload {
         let directory = self.shared.directory.load_full();
         self.shared.scripts.keep(|tenant| directory.has(tenant));
         self.shared.slowlog.keep(|tenant| directory.has(tenant));
+        self.shared.functions.keep(|tenant| directory.has(tenant));
         for site in self.sites.by_name.values() {
             if let Err(error) = plane::raise(site, &[&directory]).await {
                 tracing::error!(upstream = %site.target, error, "users of tenants that are gone may still stand");

@@ -26,7 +26,11 @@ use crate::{
     metrics::{ErrorKind, JobGuard, access},
     resp::Value,
     rewrite::canonical,
-    scripts::{self, store::Entry},
+    scripts::{
+        self,
+        functions::{self, Look},
+        store::Entry,
+    },
     session::{Session, Until},
     tenant::Tenant,
     upstream::control::Control,
@@ -83,6 +87,8 @@ pub enum Job {
     LoadScript(Arc<Entry>),
     /// SCRIPT KILL.
     KillScript,
+    /// FUNCTION.
+    Function(functions::manage::Work),
     /// INFO, the sections asked for.
     Info(Vec<String>),
 }
@@ -120,7 +126,11 @@ pub fn job(_s: &Session, row: &Row, args: &Args<'_>) -> Result<Job, String> {
     }
 }
 
-fn bounded(pattern: &[u8]) -> Result<&[u8], String> {
+/// `pattern`, unless matching it would take too long.
+///
+/// # Errors
+/// The error line.
+pub fn bounded(pattern: &[u8]) -> Result<&[u8], String> {
     if pattern.len() > PATTERN_BYTES || pattern.iter().filter(|&&c| c == b'*').count() > PATTERN_STARS {
         return Err(format!("ERR pattern is too complex: at most {PATTERN_BYTES} bytes and {PATTERN_STARS} stars"));
     }
@@ -167,35 +177,40 @@ impl Job {
             Self::Unblock { .. } => "CLIENT UNBLOCK",
             Self::LoadScript(_) => "SCRIPT LOAD",
             Self::KillScript => "SCRIPT KILL",
+            Self::Function(work) => work.command(),
             Self::Info(_) => "INFO",
         }
     }
 }
 
+/// Looks at the functions of the session's tenant; what came of it is put into `done` before its replies have drained.
+///
+/// # Errors
+/// When nobody may connect for it.
+pub fn look(s: &Session, work: functions::manage::Work, done: Look) -> Result<(), UpstreamError> {
+    let scope = Scope::of(s, "FCALL", true)?;
+    let (down, alarm) = (Rc::clone(&s.down), Arc::clone(s.down.alarm()));
+    down.expect(1);
+    tokio::task::spawn_local(async move {
+        done.replace(Some(scope.functions(&work).await.map(drop)));
+        down.settle(1);
+        alarm.ring();
+    });
+    Ok(())
+}
+
 /// Does the work and answers: `false` when the connection ended meanwhile. Nothing is in flight for the session.
 pub async fn run(s: &mut Session, job: Job) -> bool {
-    let control = match s.reach.control(s.tenant.id) {
-        Ok(control) => control,
+    // A FLUSHDB goes on when its client leaves, so as not to be left half done; anything else is for that client alone.
+    let scope = match Scope::of(s, job.command(), !matches!(job, Job::Flush { .. })) {
+        Ok(scope) => scope,
         Err(error) => {
             s.refuse(error.to_line());
             s.down.flush();
             return true;
         }
     };
-    // A FLUSHDB goes on when its client leaves, so as not to be left half done; anything else is for that client alone.
-    let flushes = matches!(job, Job::Flush { .. });
     let (row, began) = (s.at_hand, Instant::now());
-    let number = s.tenant.db_base + s.db;
-    let scope = Scope {
-        job: Rc::new(s.worker.shared.metrics.jobs.begin(&s.tenant.name, job.command(), number)),
-        worker: Rc::clone(&s.worker),
-        reach: Rc::clone(&s.reach),
-        control,
-        tenant: Arc::clone(&s.tenant),
-        prefix: Rc::clone(&s.prefix),
-        db: number,
-        asked_by: (!flushes).then(|| Rc::clone(&s.down)),
-    };
     let muted = s.muted();
     let limit = s.worker.shared.limits.load().output;
     let bases = if matches!(job, Job::Flush { all: true, .. }) {
@@ -263,6 +278,7 @@ async fn work(
         }
         Job::Unblock { client, error } => unblock(&scope.control, scope.db, &client, error).await,
         Job::LoadScript(entry) => scripts::load(&scope.control, &entry).await,
+        Job::Function(work) => scope.functions(&work).await,
         Job::KillScript => scripts::kill::kill(&scope.worker.shared, &scope.control, &scope.tenant).await,
         Job::Info(sections) => {
             let keys = if view.wants_keyspace(&sections) { scope.count_soon().await } else { None };
@@ -315,6 +331,27 @@ struct Turn<'a> {
 }
 
 impl Scope {
+    /// That of a session, for `command`; `ends`: the work is for its client alone.
+    fn of(s: &Session, command: &'static str, ends: bool) -> Result<Self, UpstreamError> {
+        let db = s.tenant.db_base + s.db;
+        Ok(Self {
+            control: s.reach.control(s.tenant.id)?,
+            job: Rc::new(s.worker.shared.metrics.jobs.begin(&s.tenant.name, command, db)),
+            worker: Rc::clone(&s.worker),
+            reach: Rc::clone(&s.reach),
+            tenant: Arc::clone(&s.tenant),
+            prefix: Rc::clone(&s.prefix),
+            db,
+            asked_by: ends.then(|| Rc::clone(&s.down)),
+        })
+    }
+
+    /// One at a time of a tenant, so that what was loaded has been looked at before the next is.
+    async fn functions(&self, work: &functions::manage::Work) -> Result<Value, UpstreamError> {
+        let _turn = if work.waits() { Some(self.turn().await?) } else { None };
+        work.run(&self.control).await
+    }
+
     fn pattern(&self, rest: &[u8]) -> Vec<u8> {
         [&glob::escape(&self.prefix), rest].concat()
     }

@@ -1,4 +1,4 @@
-//! Scripts: EVAL, EVALSHA, their read-only forms, and SCRIPT.
+//! Scripts: EVAL, EVALSHA, their read-only forms, and SCRIPT. Functions: see [`functions`].
 //!
 //! ```text
 //!   client                         keyfence                                     upstream
@@ -12,6 +12,7 @@
 //!
 //! Scripts travel only as [`Kind::Data`], the user that the upstream's ACL confines in every command.
 
+pub mod functions;
 pub mod kill;
 pub mod prelude;
 pub mod store;
@@ -94,6 +95,12 @@ pub fn verdict(policy: tenant::Scripts, walled: bool, apart: bool) -> Result<(),
 pub fn run(s: &mut Session, row: &'static Row, args: &Args<'_>, ahead: &[u8]) -> Flow {
     if let Some(why) = barred(s) {
         return s.refuse(why);
+    }
+    if functions::is_one(row) {
+        return match functions::barred(s) {
+            Some(why) => s.refuse(why),
+            None => functions::run(s, row, args),
+        };
     }
     if row.name.starts_with("EVAL") {
         if !s.facts(|facts| facts.has(row)) {
@@ -193,14 +200,21 @@ fn named(s: &mut Session, row: &Row, args: &Args<'_>) -> Named {
     }
 }
 
+impl<'a> World<'a> {
+    /// The tenant's, where it is.
+    fn of(s: &'a Session) -> Self {
+        Self {
+            prefix: &s.prefix,
+            db_base: s.tenant.db_base,
+            databases: s.tenant.databases,
+            walled: matches!(**s.reach.site.logins.load(), Logins::Wall),
+            valkey: s.facts(|f| f.server == "valkey"),
+        }
+    }
+}
+
 fn wrapped(s: &Session, source: &[u8]) -> Vec<u8> {
-    let world = World {
-        prefix: &s.prefix,
-        db_base: s.tenant.db_base,
-        databases: s.tenant.databases,
-        walled: matches!(**s.reach.site.logins.load(), Logins::Wall),
-        valkey: s.facts(|f| f.server == "valkey"),
-    };
+    let world = World::of(s);
     s.facts(|facts| prelude::wrap(source, &world, |row| facts.has(row)))
 }
 
@@ -345,25 +359,36 @@ fn write(s: &Session, conn: &Conn, row: &Row, args: &Args<'_>, entry: &Entry, fo
         resp::put_header(out, b'*', args.len() as u64);
         resp::put_bulk(out, name);
         resp::put_bulk(out, script);
-        let mut names = marks.iter().peekable();
-        for (i, arg) in args.iter().enumerate().skip(2) {
-            if names.next_if(|(at, slot)| *at as usize == i && *slot == Slot::Key).is_some() {
-                resp::put_header(out, b'$', (s.prefix.len() + arg.len()) as u64);
-                out.extend_from_slice(&s.prefix);
-                out.extend_from_slice(arg);
-                out.extend_from_slice(b"\r\n");
-            } else {
-                resp::put_bulk(out, arg);
-            }
-        }
+        put_arguments(out, args, &marks, &s.prefix);
     });
     Ok(())
+}
+
+/// The arguments behind what is run: the count of keys, the keys with the prefix, and the rest.
+fn put_arguments(out: &mut Vec<u8>, args: &Args<'_>, marks: &[(u32, Slot)], prefix: &[u8]) {
+    let mut names = marks.iter().peekable();
+    for (i, arg) in args.iter().enumerate().skip(2) {
+        if names.next_if(|(at, slot)| *at as usize == i && *slot == Slot::Key).is_some() {
+            resp::put_header(out, b'$', (prefix.len() + arg.len()) as u64);
+            out.extend_from_slice(prefix);
+            out.extend_from_slice(arg);
+            out.extend_from_slice(b"\r\n");
+        } else {
+            resp::put_bulk(out, arg);
+        }
+    }
 }
 
 /// A command of the class between MULTI and EXEC.
 pub fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>) -> Flow {
     if let Some(why) = barred(s) {
         return s.refuse(why);
+    }
+    if functions::is_one(row) {
+        return match functions::barred(s) {
+            Some(why) => s.refuse(why),
+            None => functions::queue(s, row, args),
+        };
     }
     match row.name {
         "SCRIPT EXISTS" => {

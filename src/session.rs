@@ -18,7 +18,7 @@ use wait::LINGER;
 pub use wait::Until;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
     pin::Pin,
     rc::Rc,
@@ -175,6 +175,10 @@ pub struct Session {
     pub resend: Option<Rc<Cell<bool>>>,
     /// The tenant's scripts, once it has run one.
     pub scripts: Option<Arc<scripts::store::Own>>,
+    /// The tenant's functions, once it has called one.
+    pub functions: OnceCell<Arc<scripts::functions::own::Own>>,
+    /// The command at hand waits for a look at the functions there are.
+    pub look: Option<scripts::functions::Look>,
     /// CLIENT REPLY.
     replies: Replies,
     /// The reply to the command at hand is not wanted.
@@ -267,6 +271,8 @@ impl Session {
             select_on_commit: None,
             resend: None,
             scripts: None,
+            functions: OnceCell::new(),
+            look: None,
             replies: Replies::On,
             mute: false,
             cost: 0,

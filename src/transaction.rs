@@ -216,7 +216,7 @@ fn is_whole(s: &Session, ahead: &[u8]) -> bool {
             Lookup::Found(row) => match row.name {
                 "EXEC" | "DISCARD" => return args.len() == 1,
                 "WATCH" | "SELECT" | "QUIT" | "RESET" => return false,
-                _ if proxy::needs_other_user(s, row) => return false,
+                _ if proxy::needs_other_user(s, row) || scripts::functions::holds_up(s, row, &args) => return false,
                 _ => {}
             },
             Lookup::Unknown | Lookup::UnknownSubcommand(_) => {}
@@ -464,6 +464,7 @@ fn exec(s: &mut Session) -> Flow {
         tx.rules[position] = Rule::Replace(Bytes::from(reply.to_bytes(s.proto)));
     }
     conn.send(|out| out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n"));
+    let functions = tx.rules.iter().any(|rule| matches!(rule, Rule::Function(_)));
     let scripts = tx.rules.iter().any(|rule| matches!(rule, Rule::Script(_)));
     let flight = s.scripts.as_ref().filter(|_| scripts).map(|own| Flight::begin(&own.counters));
     let plain = tx.select.is_none() && tx.rules.iter().all(|r| *r == Rule::Raw);
@@ -475,7 +476,7 @@ fn exec(s: &mut Session) -> Flow {
         s.select_on_commit = tx.select;
         Owed::Rewritten(Box::new(Unprefix::exec(Exec { rules: tx.rules }, Rc::clone(&s.prefix)).of(flight)))
     };
-    if scripts {
+    if scripts || functions {
         conn.expect_script(&s.down, owed, What::NOTHING);
     } else {
         conn.expect(&s.down, owed, false, What::NOTHING);

@@ -25,7 +25,7 @@ use crate::{
     metrics::{Meter, Metrics},
     pubsub::Hubs,
     scoped::Flushes,
-    scripts::store::Store,
+    scripts::{functions, store::Store},
     slowlog::SlowLog,
     tenant::throttle::Throttle,
     tier::{Desk, Tier},
@@ -80,6 +80,8 @@ pub struct Shared {
     pub flushes: Flushes,
     /// The scripts of all tenants.
     pub scripts: Store,
+    /// The functions of all tenants.
+    pub functions: functions::own::Store,
     /// TLS of the listeners that have it.
     pub tls: ArcSwapOption<ListeningTls>,
     /// When this process began to serve.

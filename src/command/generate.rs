@@ -137,6 +137,8 @@ fn shape_of_keys(line: &Line<'_>) -> String {
         ("MOVE", "1; db 2") => return "Move".into(),
         ("JSON.DEBUG", "2 [MEMORY only]") => return "JsonDebug".into(),
         (_, "-") => return "None".into(),
+        // The function's name is no key's; scripts::functions puts the tenant's before it.
+        ("FCALL" | "FCALL_RO", "func 1; numkeys@2") => return "Numkeys { dest: None, at: 2, step: 1 }".into(),
         // A channel gets the prefix as a key does.
         ("PUBLISH", "chan 1") | ("SPUBLISH", "schan 1") => return "One(1)".into(),
         _ => {}
@@ -192,7 +194,7 @@ fn keys(line: &Line<'_>) -> String {
 fn served_class(line: &Line<'_>) -> bool {
     match line.class {
         "denied" => false,
-        "script" => line.name.starts_with("EVAL") || line.name.starts_with("SCRIPT "),
+        "script" => ["EVAL", "FCALL", "FUNCTION ", "SCRIPT "].iter().any(|family| line.name.starts_with(family)),
         _ => true,
     }
 }

@@ -631,9 +631,6 @@ mod tests {
             rest,
             [
                 "CLUSTERSCAN",
-                "FCALL",
-                "FCALL_RO",
-                "FUNCTION HELP",
                 "HIMPORT DISCARD",
                 "HIMPORT DISCARDALL",
                 "HIMPORT PREPARE",
@@ -646,7 +643,7 @@ mod tests {
                 "TS.QUERYLABELS",
             ]
         );
-        for name in ["SCRIPT DEBUG", "CONFIG SET", "FCALL", "FUNCTION", "HIMPORT", "DEBUG"] {
+        for name in ["SCRIPT DEBUG", "CONFIG SET", "FUNCTION DUMP", "FUNCTION RESTORE", "HIMPORT", "DEBUG"] {
             assert!(find(name).is_some_and(|row| !row.served()), "{name}");
         }
         for name in

@@ -258,7 +258,7 @@ fn inline(buf: &[u8]) -> Parsed {
 
 /// Splits a line into words; `None` when its quotes do not balance. Inside `"…"` the escapes `\xHH \n \r \t \b \a \\ \"` are read, inside
 /// `'…'` only `\'`; a closing quote must be followed by a space or the end.
-fn split(line: &[u8]) -> Option<Vec<Vec<u8>>> {
+pub fn split(line: &[u8]) -> Option<Vec<Vec<u8>>> {
     let space = |c: u8| c.is_ascii_whitespace() || c == 0x0b || c == 0;
     let hex = |c: u8| char::from(c).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let mut words = Vec::new();

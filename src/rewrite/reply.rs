@@ -9,6 +9,7 @@
 //! the bytes the upstream sent. Only a name's first bytes are looked at, so a reply of any size passes in bounded memory. A name that does
 //! not begin with the whole prefix is an isolation failure: the caller drops the reply and the connection.
 
+pub mod function;
 pub mod script;
 
 use std::{borrow::Cow, cell::Cell, rc::Rc};
@@ -43,6 +44,8 @@ pub enum Rule {
     Note(Rc<Cell<bool>>),
     /// Nowhere; see [`script::Script`].
     Script(Box<script::Script>),
+    /// Nowhere; see [`function::Function`].
+    Function(Box<function::Function>),
 }
 
 /// What is needed to say a `-NOGROUP` text again in the tenant's own names.
@@ -158,6 +161,7 @@ enum Act {
     Nothing,
     GroupError(Rc<NoGroup>),
     ScriptError(Box<script::Script>),
+    FunctionError(Box<function::Function>),
 }
 
 /// One reply on its way from upstream to downstream.
@@ -280,6 +284,22 @@ impl Unprefix {
                         return Ok((at, true));
                     }
                 }
+                Act::FunctionError(function) => {
+                    let Some(end) = memchr::memchr(b'\n', rest) else {
+                        if rest.len() < ERROR_LINE {
+                            return Ok((at, false));
+                        }
+                        self.scanning = Some((Scanner::default(), true));
+                        continue;
+                    };
+                    let line = rest[..end].strip_suffix(b"\r").ok_or(Failure::Malformed)?;
+                    out.extend_from_slice(&function.error(line));
+                    out.extend_from_slice(b"\r\n");
+                    at += end + 1;
+                    if self.step() {
+                        return Ok((at, true));
+                    }
+                }
                 Act::Error => {
                     let Some(end) = memchr::memchr(b'\n', rest).filter(|end| *end < ERROR_LINE) else {
                         if rest.len() < ERROR_LINE {
@@ -377,6 +397,7 @@ impl Unprefix {
                 script.ran();
                 Act::Pass
             }
+            Rule::Function(function) if depth == 0 && kind == b'-' => Act::FunctionError(function.clone()),
             Rule::NoGroup(names) | Rule::XreadNoGroup(names) if depth == 0 && kind == b'-' => {
                 Act::GroupError(Rc::clone(names))
             }
@@ -395,7 +416,7 @@ impl Unprefix {
                 }
             }
             Rule::First if level(0).index == 0 => Act::Name,
-            Rule::Raw | Rule::NoGroup(_) | Rule::First | Rule::Number(_) => Act::Pass,
+            Rule::Raw | Rule::NoGroup(_) | Rule::First | Rule::Number(_) | Rule::Function(_) => Act::Pass,
             Rule::Names => Act::Name,
             Rule::Xread | Rule::XreadNoGroup(_) => match (depth, level(0).map) {
                 (1, true) if level(0).index % 2 == 0 => Act::Name,

@@ -17,10 +17,16 @@ use std::{borrow::Cow, fmt::Write as _, sync::LazyLock};
 use crate::command::{self, Class, Flags, KeySpec, Keys, ROWS, Row, Shape};
 
 /// The text, without its comments, in one line.
-static PRELUDE: LazyLock<String> = LazyLock::new(|| {
-    let code = include_str!("prelude.lua").lines().map(str::trim).filter(|line| !line.starts_with("--"));
-    code.collect::<Vec<_>>().join(" ")
-});
+static PRELUDE: LazyLock<String> = LazyLock::new(|| template(include_str!("prelude.lua")));
+
+/// A prelude's text without its comments and in one line, with blanks to be filled by [`fill`].
+pub fn template(text: &str) -> String {
+    let line = |text: &str| {
+        let code = text.lines().map(str::trim).filter(|line| !line.starts_with("--"));
+        code.collect::<Vec<_>>().join(" ")
+    };
+    line(text).replace("<CALLS>", &line(include_str!("calls.lua")))
+}
 
 /// Most commands whose places are written into the script's own table.
 const SEEDS: usize = 24;
@@ -75,14 +81,22 @@ pub fn wrap(source: &[u8], world: &World<'_>, has: impl Fn(&Row) -> bool) -> Vec
     let (head, body) = source.split_at(head);
     let mut out = Vec::with_capacity(source.len() + 8 * 1024);
     out.extend_from_slice(head);
-    let mut rest: &str = &PRELUDE;
+    fill(&PRELUDE, &mut out, |name| filled(name, body, line, world, &has));
+    out.push(b' ');
+    out.extend_from_slice(body);
+    out
+}
+
+/// Appends a [`template`] with each of its blanks, upper case words in angle brackets, as `filled` says.
+pub fn fill<'a>(template: &str, out: &mut Vec<u8>, filled: impl Fn(&str) -> Cow<'a, str>) {
+    let mut rest = template;
     while let Some((before, after)) = rest.split_once('<') {
         out.extend_from_slice(before.as_bytes());
         let name = after.bytes().take_while(u8::is_ascii_uppercase).count();
         let (name, after) = after.split_at(name);
         match after.strip_prefix('>') {
             Some(after) if !name.is_empty() => {
-                out.extend_from_slice(filled(name, body, line, world, &has).as_bytes());
+                out.extend_from_slice(filled(name).as_bytes());
                 rest = after;
             }
             // A comparison.
@@ -94,12 +108,10 @@ pub fn wrap(source: &[u8], world: &World<'_>, has: impl Fn(&Row) -> bool) -> Vec
         }
     }
     out.extend_from_slice(rest.as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(body);
-    out
 }
 
-fn filled(name: &str, body: &[u8], line: u32, world: &World<'_>, has: &impl Fn(&Row) -> bool) -> Cow<'static, str> {
+/// What stands in a blank that the preludes of scripts and libraries share: before `body`, which begins on line `line`.
+pub fn filled(name: &str, body: &[u8], line: u32, world: &World<'_>, has: &impl Fn(&Row) -> bool) -> Cow<'static, str> {
     let mentions = |word: &str| memchr::memmem::find(body, word.as_bytes()).is_some();
     match name {
         "NAMES" if world.valkey && mentions("server") => "redis,server".into(),
@@ -126,7 +138,7 @@ fn filled(name: &str, body: &[u8], line: u32, world: &World<'_>, has: &impl Fn(&
 }
 
 /// A Lua string of these bytes.
-fn literal(bytes: &[u8]) -> String {
+pub fn literal(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len() + 2);
     out.push('\'');
     for &c in bytes {

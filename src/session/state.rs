@@ -12,8 +12,6 @@ use tokio::time::Instant;
 
 use super::{FactsOf, Flow, Replies, Session, TURN};
 
-/// What is said of functions: docs/decisions/0009-no-functions-yet.md.
-const NO_FUNCTIONS: &str = ": functions belong to the whole upstream and are not served; use EVAL or EVALSHA";
 /// How many commands over a rate one client is told so about in one turn.
 const REFUSALS: u64 = 8;
 
@@ -62,6 +60,7 @@ impl Session {
         self.paid = false;
         self.shown = false;
         self.joined = None;
+        self.look = None;
         self.replies = match self.replies {
             Replies::Skip => Replies::SkipOne,
             Replies::SkipOne => Replies::On,
@@ -218,6 +217,7 @@ impl Session {
         self.set_login(login);
         self.lane = None;
         self.scripts = None;
+        self.functions.take();
         self.db = 0;
         self.client.db.store(0, Ordering::Relaxed);
     }
@@ -308,9 +308,7 @@ impl Session {
     /// The error of a tenant that may not do this, in Redis's words.
     pub fn no_permission(&mut self, row: &Row) -> Flow {
         let (name, command) = (&self.tenant.name, row.lower_name());
-        let functions = row.name.starts_with("FUNCTION") || row.name.starts_with("FCALL");
-        let why = if functions { NO_FUNCTIONS } else { "" };
-        self.refuse(format!("NOPERM User {name} has no permissions to run the '{command}' command{why}"))
+        self.refuse(format!("NOPERM User {name} has no permissions to run the '{command}' command"))
     }
 
     /// What is held, from the request at hand on, with what has been parsed of it; for `big`.

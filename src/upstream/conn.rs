@@ -33,7 +33,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, timeout},
+};
 
 use read::{PATIENCE, Reading};
 use window::Window;
@@ -165,6 +168,8 @@ pub struct Conn {
     patience: Cell<Duration>,
     /// Tick of the last byte read.
     progress: Cell<u32>,
+    /// When it began to connect.
+    opened: Instant,
     /// Tick at which a client last used it.
     used: Cell<u32>,
     kicked: Cell<bool>,
@@ -215,6 +220,7 @@ impl Conn {
             window: Window::default(),
             patience: Cell::new(PATIENCE),
             progress: Cell::new(env.clock.now()),
+            opened: Instant::now(),
             used: Cell::new(env.clock.now()),
             kicked: Cell::new(false),
             writer: RefCell::default(),
@@ -330,6 +336,11 @@ impl Conn {
     /// Whether it is connected.
     pub fn ready(&self) -> bool {
         self.ready.get()
+    }
+
+    /// When it began to connect: what was known of the upstream before may be of another server, or of what was before its restart.
+    pub fn opened(&self) -> Instant {
+        self.opened
     }
 
     /// Ticks since a client last used it.

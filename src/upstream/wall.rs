@@ -17,7 +17,7 @@ mod rules;
 mod tests;
 
 pub use holes::{Holes, probe_holes};
-pub use rules::{Commands, Kind, rules};
+pub use rules::{Commands, Kind, Lua, rules};
 
 use std::{
     collections::{HashMap, HashSet},
@@ -294,11 +294,12 @@ impl Wall {
         let (mut holes, known) = holes::of_acl(line, &self.identity.scratch()).await?.map_err(WallError::Refused)?;
         if tenants.iter().any(|t| t.scripts) {
             holes.script_tables = holes::script_tables(line).await?;
+            holes::try_functions(line, &mut holes).await?;
         }
-        let apart = holes.scripts_apart();
-        let commands = |kind, scripts| Commands::new(kind, scripts, &holes, |row| known.has(row));
-        let (data, scripting, sort) =
-            (commands(Kind::Data, false), commands(Kind::Data, true), commands(Kind::Sort, false));
+        let (apart, functions_apart) = (holes.scripts_apart(), holes.functions_apart());
+        let commands = |kind, lua| Commands::new(kind, lua, &holes, |row| known.has(row));
+        let (data, sort) = (commands(Kind::Data, Lua::Off), commands(Kind::Sort, Lua::Off));
+        let (scripting, calling) = (commands(Kind::Data, Lua::Scripts), commands(Kind::Data, Lua::Functions));
         let state = self.state.load_full();
         let there: HashSet<String> = self.users(line).await?.into_iter().collect();
         let doubt = self.doubt.swap(true, Ordering::Relaxed);
@@ -315,7 +316,8 @@ impl Wall {
                 let names = Kind::ALL.map(|kind| self.identity.user(kind, tenant.id, &tenant.name));
                 let scripts = tenant.scripts && (apart || tenant.despite_holes);
                 // What a script may call is what its tenant may.
-                let own = scripts.then(|| scripting.permitted(&tenant.permitted));
+                let lua = if functions_apart || tenant.despite_holes { &calling } else { &scripting };
+                let own = scripts.then(|| lua.permitted(&tenant.permitted));
                 let may = [own.as_ref().unwrap_or(&data), &sort];
                 for (name, commands) in names.iter().zip(may) {
                     let rules = rules(&tenant.prefix, &tenant.databases, commands, &holes, &self.identity.sha256);

@@ -74,6 +74,14 @@ for protocol in (2, 3):
     assert push(keys=["pushed"], args=[1, 2, 3]) == 3
     assert r.script_exists(push.sha) == [True]
     assert r.script_flush() and r.script_exists(push.sha) == [False]
+    library = "#!lua name=lib\nredis.register_function{function_name='get', callback=function(keys, args) " \
+              "return {keys[1], args[1], redis.call('GET', keys[1])} end, flags={'no-writes'}}"
+    assert r.function_load(library) == "lib" and r.function_load(library, replace=True) == "lib"
+    assert r.fcall("get", 1, "k", "arg") == r.fcall_ro("get", 1, "k", "arg") == ["k", "arg", "v"]
+    listed = str(r.function_list(library="l*", withcode=True))
+    assert "'lib'" in listed and "'get'" in listed and "no-writes" in listed and "keyfence" not in listed, listed
+    assert "keyfence" not in str(r.function_stats())
+    assert r.function_delete("lib") and r.function_flush() and r.function_list() == []
     assert push(keys=["pushed"], args=[4]) == 4
     for transaction in (True, False):
         with r.pipeline(transaction=transaction) as pipe:

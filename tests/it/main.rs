@@ -12,6 +12,7 @@ mod clients;
 mod differential;
 mod faults;
 mod flush;
+mod functions;
 mod large;
 mod layers;
 mod log;

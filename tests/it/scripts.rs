@@ -1,6 +1,6 @@
 //! Scripts: the same straight to a server and through keyfence, and what a hostile one reaches.
 
-mod adversarial;
+pub(crate) mod adversarial;
 mod cache;
 mod transactions;
 
@@ -10,16 +10,16 @@ use crate::{call, is};
 
 /// One script of the corpus.
 #[derive(Debug)]
-struct Script {
-    name: String,
+pub(crate) struct Script {
+    pub(crate) name: String,
     keys: Vec<String>,
     args: Vec<String>,
-    source: String,
+    pub(crate) source: String,
 }
 
 impl Script {
     /// As a command, the script by its source or its SHA1.
-    fn command(&self, name: &str, script: &str) -> Vec<Vec<u8>> {
+    pub(crate) fn command(&self, name: &str, script: &str) -> Vec<Vec<u8>> {
         let count = self.keys.len().to_string();
         let head = [name, script, &count].map(|word| word.as_bytes().to_vec());
         head.into_iter().chain(self.keys.iter().chain(&self.args).map(|word| word.clone().into_bytes())).collect()
@@ -27,7 +27,7 @@ impl Script {
 }
 
 /// The corpus: at least 60 scripts.
-fn corpus() -> Vec<Script> {
+pub(crate) fn corpus() -> Vec<Script> {
     let text = include_str!("scripts/corpus.txt");
     let (_, blocks) = text.split_once("\n== ").expect("blocks");
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
@@ -49,7 +49,7 @@ fn corpus() -> Vec<Script> {
     scripts
 }
 
-fn seed(client: &mut Client) {
+pub(crate) fn seed(client: &mut Client) {
     is!(client, ["SET", "string", "value"], "+OK\r\n");
     is!(client, ["SET", "number", "5"], "+OK\r\n");
 }
@@ -59,7 +59,7 @@ fn sha(client: &mut Client, source: &str) -> String {
     String::from_utf8(reply[5..45].to_vec()).expect("digits")
 }
 
-fn ask(client: &mut Client, words: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn ask(client: &mut Client, words: &[Vec<u8>]) -> Vec<u8> {
     client.call(&words.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 

@@ -169,6 +169,16 @@ fn n4_purge_deletes_one_tenants_keys_and_no_others() {
     }
     let (_, out, _) = said(&server.keyfence(TENANTS, &["purge", "--tenant", "one"]));
     assert_eq!(out, "1 key of tenant 'one' deleted from 1 database\n");
+    // And its libraries, if there are any.
+    let mut c = server.connect(0);
+    for name in ["keyfence_acme_3a__a", "keyfence_acme_3a__b", "keyfence_acme", "keyfence_acme2_3a__a", "own"] {
+        let code = format!("#!lua name={name}\nredis.register_function('{name}', function() end)");
+        redis::cmd("FUNCTION").arg("LOAD").arg(code).exec(&mut c).expect("a library");
+    }
+    let (_, out, err) = said(&server.keyfence(TENANTS, &["purge", "--tenant", "acme"]));
+    assert_eq!(out, "0 keys of tenant 'acme' deleted from 2 databases, and 2 libraries of functions\n", "{err}");
+    let left: redis::Value = redis::cmd("FUNCTION").arg("LIST").query(&mut c).expect("a list");
+    assert!(matches!(left, redis::Value::Array(libraries) if libraries.len() == 3));
     // More databases than the upstream has.
     server.fill(3, &["keyfence:a"]);
     let (status, out, err) = said(&server.keyfence("", &["purge", "--tenant", "default"]));
@@ -184,6 +194,10 @@ fn explain_speaks_for_a_tenant() {
     assert!(out.contains("\nupstream    GET acme:k\n"), "{out}");
     let (_, out, _) = explain(tenants, &["--tenant", "acme", "--", "GEOADD", "k", "1", "2", "m"]);
     assert!(out.contains("\nreply       -NOPERM User acme has no permissions to run the 'geoadd' command\n"), "{out}");
+    let (_, out, _) = explain(tenants, &["--tenant", "acme", "--", "FCALL", "f", "1", "k", "v"]);
+    assert!(out.contains("\nupstream    FCALL keyfence_acme_3a__f 1 acme:k v\n"), "{out}");
+    let (_, out, _) = explain(tenants, &["--tenant", "acme", "--", "FUNCTION", "DELETE", "l"]);
+    assert!(out.contains("\nupstream    FUNCTION DELETE keyfence_acme_3a__l, as keyfence itself\n"), "{out}");
     assert_eq!(explain(tenants, &["--", "GET", "k"]).0, Some(64));
     assert_eq!(explain(tenants, &["--tenant", "b", "--", "GET", "k"]).0, Some(64));
     let (_, out, _) = explain("", &["--", "GET", "k"]);

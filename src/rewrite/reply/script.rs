@@ -182,9 +182,8 @@ impl Script {
                 return None;
             }
         }
-        // Of the upstream's own affairs, and not the script's.
-        if OTHERS.iter().any(|begin| line.starts_with(begin)) {
-            return Some(own_error(line).map_or_else(|| line.to_vec(), Cow::into_owned));
+        if let Some(text) = of_the_upstream(line) {
+            return Some(text);
         }
         let mark = [b" script: ", &self.ours[..]].concat();
         let mut text = line.to_vec();
@@ -198,14 +197,24 @@ impl Script {
             }
             None => {}
         }
-        // "ACL failure in script: User keyfence-… has no permissions …", which later servers say.
-        const USER: &[u8] = b"User keyfence-";
-        if let Some(at) = memchr::memmem::find(&text, USER) {
-            let name = at + b"User ".len();
-            let end = text[name..].iter().position(|c| *c == b' ').map_or(text.len(), |n| name + n);
-            text.splice(name..end, self.tenant.bytes());
-        }
+        name_tenant(&mut text, &self.tenant);
         Some(text)
+    }
+}
+
+/// What is told in place of an error that is of the upstream's own affairs, and not the script's.
+pub(super) fn of_the_upstream(line: &[u8]) -> Option<Vec<u8>> {
+    let others = OTHERS.iter().any(|begin| line.starts_with(begin));
+    others.then(|| own_error(line).map_or_else(|| line.to_vec(), Cow::into_owned))
+}
+
+/// "ACL failure in script: User keyfence-… has no permissions …", which later servers say, in the tenant's name.
+pub(super) fn name_tenant(text: &mut Vec<u8>, tenant: &str) {
+    const USER: &[u8] = b"User keyfence-";
+    if let Some(at) = memchr::memmem::find(text, USER) {
+        let name = at + b"User ".len();
+        let end = text[name..].iter().position(|c| *c == b' ').map_or(text.len(), |n| name + n);
+        text.splice(name..end, tenant.bytes());
     }
 }
 

@@ -63,6 +63,26 @@ for _, name in ipairs({'setfenv', 'newproxy'}) do
 end
 return open";
 
+/// What leads a library, while it loads, to the server's own `redis` past ours: with any of them it can register functions under names that
+/// are another tenant's. Each is loaded with; that one is not there is an error.
+const WAYS: &[&str] = &[
+    "_G",
+    "debug",
+    "dofile",
+    "getfenv",
+    "getmetatable",
+    "load",
+    "loadfile",
+    "loadstring",
+    "module",
+    "package",
+    "require",
+    "setfenv",
+];
+
+/// The one library and function that is loaded, and deleted again in the same transaction. No tenant's has this name.
+const PROBE: &str = "keyfence_probe";
+
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holes {
@@ -77,6 +97,11 @@ pub struct Holes {
     pub blind: Vec<&'static str>,
     /// The tables that every script shares and any may alter (isolation.md S4); `None`: we may not run scripts.
     pub script_tables: Option<Vec<String>>,
+    /// The same of functions, which have an interpreter of their own, and what leads a library past its prelude while it loads (isolation.md
+    /// S8); `None`: we may not load, call and delete any, or the upstream has none.
+    pub function_tables: Option<Vec<String>>,
+    /// That could not be tried for now: the upstream takes no writes, being full, or a replica, or unable to save.
+    pub functions_untried: bool,
     /// Whether a connection that does not log in may run commands, so that RESET or a forged AUTH leaves the wall (isolation.md D14).
     pub default_user_open: Option<bool>,
 }
@@ -90,6 +115,8 @@ impl Default for Holes {
             database_rules: false,
             blind: SUSPECTS.iter().map(|(name, _)| *name).collect(),
             script_tables: None,
+            function_tables: None,
+            functions_untried: false,
             default_user_open: None,
         }
     }
@@ -105,6 +132,11 @@ impl Holes {
     /// Whether scripts of one tenant cannot alter what those of another run in.
     pub fn scripts_apart(&self) -> bool {
         self.script_tables.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// Whether functions of one tenant can neither alter what those of another run in, nor register any under others' names.
+    pub fn functions_apart(&self) -> bool {
+        self.function_tables.as_ref().is_some_and(Vec::is_empty)
     }
 }
 
@@ -142,6 +174,7 @@ pub async fn probe_holes(target: &Target) -> Result<Holes, WallError> {
         Err(why) => Holes { refused: Some(why), ..Holes::default() },
     };
     holes.script_tables = script_tables(&mut line).await?;
+    try_functions(&mut line, &mut holes).await?;
     holes.default_user_open = default_user_open(target).await;
     Ok(holes)
 }
@@ -150,6 +183,46 @@ pub async fn probe_holes(target: &Target) -> Result<Holes, WallError> {
 pub(super) async fn script_tables(line: &mut Line) -> Result<Option<Vec<String>>, WallError> {
     let tables = line.ask(redis::cmd("EVAL").arg(SHARED_TABLES).arg(0)).await?;
     Ok(refusal(&tables)?.is_ok().then(|| texts(&tables)))
+}
+
+/// The tables that functions share and may alter, and what leads past their prelude.
+pub(super) async fn try_functions(line: &mut Line, holes: &mut Holes) -> Result<(), WallError> {
+    let load = |code: String| {
+        let mut cmd = redis::cmd("FUNCTION");
+        cmd.arg("LOAD").arg("REPLACE").arg(format!("#!lua name={PROBE}\n{code}"));
+        cmd
+    };
+    let delete = redis::cmd("FUNCTION").arg("DELETE").arg(PROBE).clone();
+    let mut commands = vec![
+        redis::cmd("MULTI"),
+        load(format!("redis.register_function('{PROBE}', function() {SHARED_TABLES} end)")),
+        redis::cmd("FCALL").arg(PROBE).arg(0).clone(),
+    ];
+    let register = format!("redis.register_function('{PROBE}', function() end)");
+    commands.extend(WAYS.iter().map(|way| load(format!("local way = {way} {register}"))));
+    commands.push(delete);
+    commands.push(redis::cmd("EXEC"));
+    // All at once, so that nothing of it stays if we end, and no other process comes between.
+    let replies = line.send(&commands).await?;
+    let results = match replies.last() {
+        Some(Value::Array(results)) => &results[..],
+        _ => &replies[..],
+    };
+    // Without its rights, or without functions, it is so the next time, too; other errors pass.
+    holes.functions_untried = results.iter().any(|reply| match reply {
+        Value::ServerError(error) => !["ERR", "NOPERM", "EXECABORT"].contains(&error.code()),
+        _ => false,
+    });
+    let [loaded, tables, ways @ .., deleted] = results else { return Ok(()) };
+    let failed = [loaded, tables, deleted].into_iter().any(|reply| matches!(reply, Value::ServerError(_)));
+    if failed || holes.functions_untried || ways.len() != WAYS.len() {
+        return Ok(());
+    }
+    let mut found = texts(tables);
+    let open = WAYS.iter().zip(ways).filter(|(_, reply)| !matches!(reply, Value::ServerError(_)));
+    found.extend(open.map(|(way, _)| format!("{way} at load")));
+    holes.function_tables = Some(found);
+    Ok(())
 }
 
 /// What the ACL can do, tried with the user `scratch`, and the commands there are; `Ok(Err(why))`: we may not manage users.

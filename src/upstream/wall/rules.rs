@@ -12,6 +12,20 @@ use crate::{
 const DATABASES: usize = 64;
 /// What a tenant that may run scripts needs.
 const SCRIPTS: [&str; 7] = ["EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "ECHO", "PUBLISH", "SPUBLISH"];
+/// What one needs besides that may call functions. Which ones is not for an ACL to say, but for `scripts::functions`.
+const FUNCTIONS: [&str; 2] = ["FCALL", "FCALL_RO"];
+
+/// What of Lua a tenant may run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lua {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Scripts.
+    Scripts,
+    /// Scripts and functions.
+    Functions,
+}
 
 /// What the connection that listens for a tenant needs. Channels are confined like keys, and of patterns the server allows the one that is
 /// written in the rules.
@@ -53,15 +67,15 @@ pub struct Commands {
     rows: Vec<&'static Row>,
     /// Those that need the right to read every key.
     reading_all: Vec<Vec<u8>>,
-    /// Scripts are among them.
-    scripts: bool,
+    /// What of Lua is among them.
+    lua: Lua,
 }
 
 impl Commands {
-    /// What a user of this kind may run, with scripts or without. `known` says which commands the upstream has: it refuses a rule that
+    /// What a user of this kind may run. `known` says which commands the upstream has: it refuses a rule that
     /// names any other.
-    pub fn new(kind: Kind, scripts: bool, holes: &Holes, known: impl Fn(&Row) -> bool) -> Self {
-        let mut commands = Self { scripts, ..Self::default() };
+    pub fn new(kind: Kind, lua: Lua, holes: &Holes, known: impl Fn(&Row) -> bool) -> Self {
+        let mut commands = Self { lua, ..Self::default() };
         for row in ROWS.iter().filter(|row| !row.is_container() && known(row)) {
             let rule = || format!("+{}", row.lower_name()).into_bytes();
             let mut plain = || {
@@ -69,7 +83,8 @@ impl Commands {
                 commands.rows.push(row);
             };
             match kind {
-                Kind::Data if SCRIPTS.contains(&row.name) && scripts => plain(),
+                Kind::Data if SCRIPTS.contains(&row.name) && lua != Lua::Off => plain(),
+                Kind::Data if FUNCTIONS.contains(&row.name) && lua == Lua::Functions => plain(),
                 Kind::Data if SUBSCRIPTIONS.contains(&row.name) => plain(),
                 Kind::Sort if TRACKING.contains(&row.name) => plain(),
                 Kind::Sort if is_sort(row) && row.forwardable() && holes.selectors => commands.reading_all.push(rule()),
@@ -87,12 +102,13 @@ impl Commands {
         let keep = |row: &Row| {
             row.flags.has(Flags::NOSCRIPT)
                 || SCRIPTS[..4].contains(&row.name)
+                || FUNCTIONS.contains(&row.name)
                 || !row.served()
                 || may.get(usize::from(row.index)) != Some(&false)
         };
         let kept = self.plain.iter().zip(&self.rows).filter(|(_, row)| keep(row));
         let (plain, rows) = kept.map(|(rule, row)| (rule.clone(), *row)).unzip();
-        Self { plain, rows, reading_all: self.reading_all.clone(), scripts: self.scripts }
+        Self { plain, rows, reading_all: self.reading_all.clone(), lua: self.lua }
     }
 }
 
@@ -137,7 +153,7 @@ pub fn rules(
     // each database is named, which servers from 7.0 on note in their log as a form they may give up. Without scripts it would make no
     // difference, since a prefix is one tenant's in every database.
     if *databases != (0..1) {
-        if few && commands.scripts {
+        if few && commands.lua != Lua::Off {
             rules.extend(databases.clone().map(|db| format!("+select|{db}").into_bytes()));
         } else {
             rules.push(b"+select".to_vec());

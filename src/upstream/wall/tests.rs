@@ -732,7 +732,12 @@ async fn holes_are_found_by_trying() {
         assert_eq!(texts(&root.ask(&acl("USERS")).await.unwrap()), ["default"]);
         assert_eq!(say(&mut root, "DBSIZE").await, Value::Int(0));
         assert_eq!((holes.refused.as_ref(), holes.default_user_open), (None, Some(true)));
-        assert!(holes.script_tables.is_some());
+        assert!(holes.script_tables.is_some() && holes.function_tables.is_some() && !holes.functions_untried);
+        // An upstream that is full takes no library; it is tried again.
+        say(&mut root, "CONFIG SET maxmemory 1").await;
+        let full = probe_holes(&server.target()).await.unwrap();
+        assert!(full.function_tables.is_none() && full.functions_untried);
+        say(&mut root, "CONFIG SET maxmemory 0").await;
         // The ACL of the same server, tried in earnest.
         root.ask(acl("SETUSER").arg(&["geo", "on", ">p", "~a:*", "+georadius"])).await.unwrap();
         say(&mut root, "GEOADD a:g 0 0 m").await;
@@ -747,6 +752,13 @@ async fn holes_are_found_by_trying() {
         let poor = Target { username: "poor".into(), ..target };
         let holes = probe_holes(&poor).await.unwrap();
         assert!(holes.refused.is_some() && holes.script_tables.is_none() && !holes.scripts_apart());
+        assert_eq!(texts(&root.ask(redis::cmd("FUNCTION").arg("LIST")).await.unwrap()), Vec::<String>::new());
+        for lacks in ["-function|load", "-fcall", "-function|delete", "-multi"] {
+            root.ask(acl("SETUSER").arg(&["poor", "+@all", lacks])).await.unwrap();
+            let holes = probe_holes(&poor).await.unwrap();
+            assert!(holes.function_tables.is_none() && !holes.functions_apart() && !holes.functions_untried, "{lacks}");
+            assert_eq!(texts(&root.ask(redis::cmd("FUNCTION").arg("LIST")).await.unwrap()), Vec::<String>::new());
+        }
     }
 }
 
@@ -845,8 +857,6 @@ fn rules_never_name_what_reaches_past_a_prefix() {
         "pubsub",
         "script",
         "function",
-        "fcall",
-        "fcall_ro",
         "acl",
         "debug",
         "info",
@@ -865,9 +875,9 @@ fn rules_never_name_what_reaches_past_a_prefix() {
         "xinfo",
     ];
     let holes = Holes::default();
-    for scripts in [false, true] {
+    for lua in [Lua::Off, Lua::Scripts, Lua::Functions] {
         for kind in Kind::ALL {
-            let commands = Commands::new(kind, scripts, &holes, |_| true);
+            let commands = Commands::new(kind, lua, &holes, |_| true);
             let rules = rules(b"t:", &(0..1), &commands, &holes, "00");
             let has = |rule: &str| rules.iter().any(|r| r == rule.as_bytes());
             assert!(
@@ -889,7 +899,10 @@ fn rules_never_name_what_reaches_past_a_prefix() {
                     assert!(!word.starts_with(container), "{rule}");
                 }
             }
-            assert_eq!(has("+eval"), scripts && kind == Kind::Data);
+            assert_eq!(has("+eval"), lua != Lua::Off && kind == Kind::Data);
+            for call in ["+fcall", "+fcall_ro"] {
+                assert_eq!(has(call), lua == Lua::Functions && kind == Kind::Data);
+            }
             assert_eq!(has("+sort"), kind == Kind::Sort);
             assert_eq!(has("+georadius"), kind == Kind::Sort);
         }

@@ -4,7 +4,7 @@ use crate::support::{Fence, Redis};
 use crate::tenancy::{Speaker, World, attack, line};
 
 /// Lua that hands out the server's own `redis`, in every way a script may come by it.
-const WAYS_OUT: &[&str] = &[
+pub(crate) const WAYS_OUT: &[&str] = &[
     "local r = _G.redis",
     "local r = rawget(_G, 'redis')",
     "local r = getmetatable(redis).__index",
@@ -19,7 +19,7 @@ const WAYS_OUT: &[&str] = &[
 ];
 
 /// What it then calls, to read, write or learn of what is not its own.
-const CALLS: &[&str] = &[
+pub(crate) const CALLS: &[&str] = &[
     "'GET', 'b:s'",
     "'get', 'b:' .. 's'",
     "'GET', ARGV[1]:sub(2)",
@@ -82,7 +82,7 @@ const CALLS: &[&str] = &[
 ];
 
 /// Calls whose names get the attacker's prefix when they go through the prelude: they then are its own, and find nothing or make their own.
-fn own_when_prefixed(call: &str) -> bool {
+pub(crate) fn own_when_prefixed(call: &str) -> bool {
     !["SORT", "GEORADIUS'", "PFMERGE"].iter().any(|name| call.contains(name))
         && (call.contains("b:") || call.contains("ARGV"))
         && !["MIGRATE", "COMMAND", "DEBUG", "SCAN", "SUBSCRIBE"].iter().any(|name| call.contains(name))
@@ -201,7 +201,7 @@ fn s7_a_flush_empties_ones_own_table_only() {
 }
 
 /// Two tenants on an upstream that says it is busy after 50 ms.
-fn impatient() -> World {
+pub(crate) fn impatient() -> World {
     let redis = Redis::start_with(crate::support::free_addr(), &["--busy-reply-threshold", "50"]);
     let fence =
         Fence::with_tenants(redis.addr(), &format!("[upstream]\nacl_wall = \"require\"\n{}", crate::tenancy::TWO));
@@ -209,14 +209,14 @@ fn impatient() -> World {
 }
 
 /// Waits until the upstream is busy with a script.
-fn wait_until_busy(world: &World) {
+pub(crate) fn wait_until_busy(world: &World) {
     let mut upstream = world.redis.client();
     while !upstream.call(&[b"PING"]).starts_with(b"-BUSY") {
         std::thread::yield_now();
     }
 }
 
-const ENDLESS: &[u8] = b"while true do end";
+pub(crate) const ENDLESS: &[u8] = b"while true do end";
 
 #[test]
 fn s7_s9_a_script_is_killed_by_its_own_tenant_only() {

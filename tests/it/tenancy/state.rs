@@ -182,7 +182,7 @@ fn d8_transactions_do_not_interleave() {
 #[test]
 fn d9_refused_in_a_transaction() {
     attack(|a, _| {
-        for refused in ["SUBSCRIBE a b", "CONFIG SET x y", "NOSUCH", "FCALL f 0", "GET", "AUTH b pb x"] {
+        for refused in ["SUBSCRIBE a b", "CONFIG SET x y", "NOSUCH", "FUNCTION FLUSH", "GET", "AUTH b pb x"] {
             let bytes = [words("MULTI"), words("SET s changed"), words(refused), words("SET x changed"), words("EXEC")]
                 .concat();
             let replies = a.client().pipeline(&bytes, 5);

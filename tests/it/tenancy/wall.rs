@@ -94,7 +94,7 @@ fn u9_the_upstream_refuses_what_is_another_tenants() {
         "EVAL x 1 b:s",
         "EVALSHA x 1 b:s",
         "SCRIPT LOAD x",
-        "FCALL f 0",
+        "FCALL f 1 b:s",
         "SCRIPT FLUSH",
         "FUNCTION LIST",
         "CONFIG GET *",

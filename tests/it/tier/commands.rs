@@ -343,6 +343,15 @@ fn transactions_and_scripts_are_seen() {
         call!(client, "EVAL", "return redis.call('SET', ARGV[1], ARGV[2])", "0", "k", &b);
         call!(client, "EXEC");
         fresh(&mut other, "a script in a transaction", "k", &b);
+        let library =
+            "#!lua name=l\nredis.register_function('set', function(k, a) return redis.call('SET', a[1], a[2]) end)";
+        is!(client, ["FUNCTION", "LOAD", "REPLACE", library], "$1\r\nl\r\n");
+        is!(client, ["FCALL", "set", "0", "k", &a], "+OK\r\n");
+        fresh(&mut other, "a function", "k", &a);
+        call!(client, "MULTI");
+        call!(client, "FCALL", "set", "0", "k", &b);
+        call!(client, "EXEC");
+        fresh(&mut other, "a function in a transaction", "k", &b);
         fresh(&mut other, "again", "k", &b);
     }
 }
