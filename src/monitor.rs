@@ -55,7 +55,7 @@ pub fn leave(s: &Session) {
 pub fn restricted(s: &Session, row: &Row) -> Option<&'static str> {
     let touches = row.flags.has(Flags::READONLY)
         || row.is_write()
-        || matches!(row.name, "EVAL" | "EVALSHA" | "PUBLISH" | "SPUBLISH");
+        || matches!(row.name, "EVAL" | "EVALSHA" | "FCALL" | "PUBLISH" | "SPUBLISH");
     (touches && s.client.monitors.load(Ordering::Relaxed)).then_some("ERR Replica can't interact with the keyspace")
 }
 

@@ -291,7 +291,9 @@ pub fn queue(s: &mut Session, row: &'static Row, args: &Args<'_>) -> Flow {
     }
     let owed = if s.muted() { Owed::Dropped } else { Owed::Raw };
     conn.expect(&s.down, owed, false, What::NOTHING);
-    transaction::touch_all(s);
+    if !row.name.ends_with("_RO") {
+        transaction::touch_all(s);
+    }
     transaction::queued(s, Rule::Function(function));
     Flow::Next
 }

@@ -121,8 +121,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "command",
             "error",
-            "near",
             "glob",
+            "near",
             "resp",
             "rewrite",
             "scoped",

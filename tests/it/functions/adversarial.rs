@@ -115,6 +115,26 @@ fn s8_two_tenants_may_use_the_same_names() {
 }
 
 #[test]
+fn s8_what_was_loaded_past_keyfence_is_nobodys() {
+    let world = World::new("require");
+    let (mut a, mut upstream) = (world.tenant("a"), world.upstream());
+    for name in ["own", "KEYFENCE_A_3A__l", "keyfence_a", "keyfence_probe2"] {
+        let code = format!("#!lua name={name}\nredis.register_function('{name}_f', function() return 1 end)");
+        assert!(upstream.args(&[b"FUNCTION", b"LOAD", code.as_bytes()]).starts_with('$'));
+    }
+    let before = names(&world);
+    assert_eq!(before.len(), 8);
+    assert_eq!(a.say("FUNCTION LIST"), "*0");
+    assert_eq!(load(&mut a, &library("return 1")), "$1|l");
+    assert_eq!([a.say("FCALL f 0"), a.say("FCALL own_f 0")], [":1", "-ERR Function not found"]);
+    assert_eq!([a.say("FUNCTION DELETE own"), a.say("FUNCTION FLUSH")], ["-ERR Library not found", "+OK"]);
+    let (mut before, mut after) = (before, names(&world));
+    before.sort();
+    after.sort();
+    assert_eq!(before, after);
+}
+
+#[test]
 fn s8_prefixes_that_differ_in_case_are_two_tenants() {
     let redis = Redis::start();
     let fence = Fence::with_tenants(
