@@ -11,7 +11,7 @@
 //! Pushes and replies of one connection come in order, so when a PONG is there, all that changed before the server saw the PING has been told.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{BTreeMap, VecDeque},
     ops::Bound,
     rc::Rc,
@@ -56,9 +56,13 @@ type Tenants = BTreeMap<Vec<u8>, Arc<Tenant>>;
 
 /// Keeps the tier true for one upstream, until it is taken out of the settings.
 pub async fn keep(shared: Arc<Shared>, site: Arc<Site>) {
-    let scratch = Rc::new(RefCell::new(vec![0; SCRATCH]));
-    let meter = Rc::new(Meter::new(&shared.metrics));
-    let pool = Pool::new(Arc::clone(&site), Arc::clone(&shared.slowlog), scratch, Rc::default(), Rc::default(), meter);
+    // Made when it is first needed.
+    let pool = OnceCell::new();
+    let new_pool = || {
+        let scratch = Rc::new(RefCell::new(vec![0; SCRATCH]));
+        let meter = Rc::new(Meter::new(&shared.metrics));
+        Pool::new(Arc::clone(&site), Arc::clone(&shared.slowlog), scratch, Rc::default(), Rc::default(), meter)
+    };
     let mut watch = Current(None);
     let mut looked = None;
     let mut beat = Instant::now();
@@ -71,7 +75,7 @@ pub async fn keep(shared: Arc<Shared>, site: Arc<Site>) {
             if looked.as_ref() != Some(&numbers(&tenants)) {
                 looked = Some(numbers(&tenants));
                 watch.retire();
-                watch.0 = (!tenants.is_empty()).then(|| Watch::new(&shared.tier, &pool, tenants));
+                watch.0 = (!tenants.is_empty()).then(|| Watch::new(&shared.tier, pool.get_or_init(new_pool), tenants));
             }
         }
         if let Some(watch) = &watch.0 {
