@@ -28,7 +28,9 @@ use crate::{
     metrics::{
         COARSE, Command, FINE, KINDS, LOGIN_RESULTS, RELOAD_RESULTS, TenantSums, coarse_bound, fine_bound, lock,
     },
+    tier::Stats,
     upstream::Logins,
+    worker::Shared,
 };
 
 /// Histograms are written with a bucket per power of two from 2^this microseconds (64 µs) …
@@ -76,6 +78,8 @@ struct Tenant {
     connections: u32,
     connections_limit: u32,
     ops_limit: u64,
+    /// Whether the tier answers, and what it counted; none: the settings have none for the tenant.
+    tier: Option<(bool, Stats)>,
 }
 
 #[derive(Debug)]
@@ -100,6 +104,11 @@ pub(super) fn wall(logins: &Logins) -> &'static str {
         Logins::None(_) => WALLS[2],
         Logins::Users(_) => WALLS[3],
     }
+}
+
+/// Whether the tier answers for a tenant, and what it counted; none: the settings have none for it.
+pub(super) fn tier(shared: &Shared, tenant: &crate::tenant::Tenant) -> Option<(bool, Stats)> {
+    tenant.tier.wanted().then(|| (tenant.tier.tracks(shared.tier.now()), shared.tier.stats(tenant.id, &tenant.tier)))
 }
 
 /// The text.
@@ -144,6 +153,7 @@ fn gather(board: &Board) -> Scrape {
             connections: tenant.connections.load(Ordering::Relaxed),
             connections_limit: tenant.limits.connections.load(Ordering::Relaxed),
             ops_limit: tenant.limits.ops.per_second(),
+            tier: tier(shared, tenant),
         })
         .collect();
     // Connections before their login, and tenants without counts of their own.
@@ -151,7 +161,8 @@ fn gather(board: &Board) -> Scrape {
         if let Some(found) = sums.remove(name) {
             let (name, sums) = (Arc::from(name), Some(found));
             let (connections, connections_limit, ops_limit) = (0, 0, 0);
-            tenants.push(Tenant { name, upstream: String::new(), sums, connections, connections_limit, ops_limit });
+            let (upstream, tier) = (String::new(), None);
+            tenants.push(Tenant { name, upstream, sums, connections, connections_limit, ops_limit, tier });
         }
     }
     tenants.sort_by(|a, b| a.name.cmp(&b.name));
@@ -259,7 +270,19 @@ impl Scrape {
         gauges(out, &f::CONNECTIONS, &|t| Some(t.connections.into()))?;
         gauges(out, &f::CONNECTIONS_LIMIT, &|t| Some(u64::from(t.connections_limit)).filter(|n| *n > 0))?;
         gauges(out, &f::OPS_LIMIT, &|t| Some(t.ops_limit).filter(|n| *n > 0))?;
-        gauges(out, &f::IN_FLIGHT, &|t| Some(t.sums.as_ref().map_or(0, |sums| sums.in_flight)))
+        gauges(out, &f::IN_FLIGHT, &|t| Some(t.sums.as_ref().map_or(0, |sums| sums.in_flight)))?;
+        gauges(out, &f::TIER_LIVE, &|t| t.tier.map(|(live, _)| u64::from(live)))?;
+        let counters = |out: &mut DescriptorEncoder<'_>, row, value: &dyn Fn(&Stats) -> u64| {
+            let samples = present().filter_map(|(labels, t)| Some((labels, value(&t.tier.as_ref()?.1))));
+            counter(out, row, samples.collect::<Vec<_>>())
+        };
+        counters(out, &f::TIER_HITS, &|stats| stats.hits)?;
+        counters(out, &f::TIER_MISSES, &|stats| stats.misses)?;
+        counters(out, &f::TIER_FILLS, &|stats| stats.fills)?;
+        counters(out, &f::TIER_INVALIDATIONS, &|stats| stats.invalidations)?;
+        counters(out, &f::TIER_EVICTIONS, &|stats| stats.evictions)?;
+        gauges(out, &f::TIER_SIZE, &|t| t.tier.map(|(_, stats)| stats.bytes))?;
+        gauges(out, &f::TIER_ENTRIES, &|t| t.tier.map(|(_, stats)| stats.entries))
     }
 
     fn commands(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -94,6 +94,14 @@ families! {
     CONNECTIONS_LIMIT = "tenant_connections_limit", None, Gauge, TENANT, "limits.connections; absent: none";
     OPS_LIMIT = "tenant_ops_limit", None, Gauge, TENANT, "limits.ops_per_second; absent: none";
     IN_FLIGHT = "in_flight", None, Gauge, TENANT, "Replies that upstreams owe a tenant, at the last look, which is at most a second ago";
+    TIER_LIVE = "tier_live", None, Gauge, TENANT, "1: the tier answers for this tenant, 0: it may and does not just now; absent: it may not";
+    TIER_HITS = "tier_hits", None, Counter, TENANT, "Reads that the tier answered";
+    TIER_MISSES = "tier_misses", None, Counter, TENANT, "Reads that it could have answered, and that went upstream";
+    TIER_FILLS = "tier_fills", None, Counter, TENANT, "Replies that it kept";
+    TIER_INVALIDATIONS = "tier_invalidations", None, Counter, TENANT, "Keys that the upstream said have changed";
+    TIER_EVICTIONS = "tier_evictions", None, Counter, TENANT, "Replies that it gave up for room";
+    TIER_SIZE = "tier_size", BYTES, Gauge, TENANT, "What it keeps";
+    TIER_ENTRIES = "tier_entries", None, Gauge, TENANT, "How many replies it keeps";
     CALLS = "command_calls", None, Counter, &["command"], "Commands that clients of all tenants asked for; other: what keyfence does not know";
     CALL_DURATION = "command_call_duration", SECONDS, Histogram, &["command"], "As keyfence_command_duration_seconds, by command";
     UP = "upstream_up", None, Gauge, UPSTREAM, "1: the upstream answered when it was last asked, which is at most some seconds ago";

@@ -110,6 +110,13 @@ struct Row<'a> {
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     errors: HashMap<&'static str, u64>,
     limits: Limits,
+    /// Of the reads that the tier may answer, the share that it did, since the start; absent: it may answer none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier_hit_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier_live: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier_bytes: Option<u64>,
     /// Commands per second, a point a second, the newest last.
     #[serde(skip_serializing_if = "Option::is_none")]
     chart: Option<&'a VecDeque<u32>>,
@@ -202,7 +209,8 @@ fn json(board: &Board, history: &History) -> Vec<u8> {
         metrics.workers().iter().fold((0, 0), |(a, r), w| (a + w.accepted.get(), r + w.rejected.get()));
     let (blocked, subscribed) = shared.clients.tally();
     let process = Process::look();
-    let mut tenants: Vec<Row<'_>> = all.iter().map(|tenant| row(tenant, sums.get(&*tenant.name), history)).collect();
+    let mut tenants: Vec<Row<'_>> =
+        all.iter().map(|tenant| row(board, tenant, sums.get(&*tenant.name), history)).collect();
     tenants.sort_by(|a, b| a.name.cmp(&b.name));
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
@@ -257,7 +265,9 @@ fn json(board: &Board, history: &History) -> Vec<u8> {
     serde_json::to_vec(&status).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}").into_bytes())
 }
 
-fn row<'a>(tenant: &Tenant, sums: Option<&TenantSums>, history: &'a History) -> Row<'a> {
+#[expect(clippy::cast_precision_loss, reason = "a ratio is shown with few digits")]
+fn row<'a>(board: &Board, tenant: &Tenant, sums: Option<&TenantSums>, history: &'a History) -> Row<'a> {
+    let tier = exposition::tier(&board.shared, tenant);
     let track = history.tenants.get(&*tenant.name);
     let errors = sums.map(|sums| KINDS.iter().zip(sums.errors).filter(|(_, n)| *n > 0).map(|(kind, n)| (*kind, n)));
     Row {
@@ -274,6 +284,10 @@ fn row<'a>(tenant: &Tenant, sums: Option<&TenantSums>, history: &'a History) -> 
             bytes_per_second: tenant.limits.bytes.per_second(),
             connections: tenant.limits.connections.load(Ordering::Relaxed),
         },
+        tier_hit_ratio: tier
+            .map(|(_, stats)| rounded(stats.hits as f64 / (stats.hits + stats.misses).max(1) as f64, 1e4)),
+        tier_live: tier.map(|(live, _)| live),
+        tier_bytes: tier.map(|(_, stats)| stats.bytes),
         // An idle tenant's would be a row of zeros, and there may be a thousand.
         chart: track.map(Track::chart).filter(|chart| chart.iter().any(|n| *n > 0)),
     }

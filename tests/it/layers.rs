@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// From module to modules, sorted. See "Layers" in docs/architecture.md.
 const MAY_NAME: &[(&str, &[&str])] = &[
-    ("admin", &["command", "config", "metrics", "tenant", "upstream", "worker"]),
+    ("admin", &["command", "config", "metrics", "tenant", "tier", "upstream", "worker"]),
     ("adopt", &["config", "error", "walk"]),
     (
         "big",

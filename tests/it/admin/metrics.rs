@@ -43,7 +43,9 @@ fn of(samples: &BTreeMap<String, f64>, name: &str) -> f64 {
 #[test]
 fn every_family_is_there_and_no_other() {
     let redis = Redis::start();
-    let config = format!("{TENANTS}limits = {{ ops_per_second = 100000, connections = 7 }}\n");
+    let config = format!(
+        "{TENANTS}limits = {{ ops_per_second = 100000, connections = 7 }}\ntier = true\n[tier]\nenabled = true\n"
+    );
     let fence = Fence::with_admin(redis.addr(), &config, &[]);
     let mut client = tenant(&fence, "acme");
     is!(client, ["SET", "k", "v"], "+OK\r\n");
