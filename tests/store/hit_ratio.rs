@@ -126,7 +126,7 @@ impl Zipf {
 }
 
 const MEMORY: usize = 512 << 10;
-const REQUESTS: usize = 400_000;
+const REQUESTS: usize = 200_000;
 
 /// The hit ratios of the store and of the reference on the same trace, after a warm-up of a third of it, in points.
 fn ratios(capacity: usize, trace: impl Iterator<Item = u64>) -> (f64, f64) {
