@@ -49,3 +49,4 @@ bench:
 	python3 benches/tier.py
 	python3 benches/compare.py
 	python3 benches/pubsub.py
+	python3 benches/scripts.py

@@ -1,7 +1,8 @@
 //! The command line: what may be typed, and what it says about settings. Nothing but this file and `main.rs` names clap.
 
 use crate::config::CliOverrides;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -64,6 +65,19 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+    /// Print what a shell needs to complete these words
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+}
+
+/// What `shell` needs to complete the command line, to be put where it looks for such files.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "keyfence", &mut script);
+    script
 }
 
 /// How the table of commands is printed.
@@ -83,10 +97,10 @@ struct Settings {
     /// The settings file [default: ./config.toml if it is there]
     #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where clients connect: host:port or unix:/path; may be repeated
+    /// Where clients connect: host:port, unix:/path or tls:host:port; may be repeated
     #[arg(long, global = true, value_name = "ADDR")]
     listen: Vec<String>,
-    /// The Redis behind: redis://host:port/db, unix:///path or "managed"
+    /// The Redis behind: redis://host:port/db, rediss://, unix:///path or "managed"
     #[arg(long, global = true, value_name = "URL")]
     upstream: Option<String>,
     /// What every key begins with upstream
@@ -98,7 +112,7 @@ struct Settings {
     /// Turns the in-process tier on, with this much memory
     #[arg(long, global = true, value_name = "SIZE")]
     tier: Option<String>,
-    /// The admin listener; "" turns it off (nothing is served there yet)
+    /// The admin listener; "" turns it off
     #[arg(long, global = true, value_name = "ADDR")]
     admin: Option<String>,
     /// off, error, warn, info, debug or trace
@@ -140,7 +154,6 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Command, CliOv
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn read(line: &str) -> Result<(Command, CliOverrides), Exit> {
         parse(line.split(' ').map(OsString::from))
@@ -192,6 +205,19 @@ mod tests {
     }
 
     #[test]
+    fn every_shell_gets_a_script() {
+        for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+            let Command::Completions { shell } = read(&format!("keyfence completions {shell}")).unwrap().0 else {
+                panic!("another command");
+            };
+            let script = String::from_utf8(completions(shell)).unwrap();
+            for word in ["keyfence", "explain", "hash-password", "--log-level", "--admin"] {
+                assert!(script.contains(word.trim_start_matches('-')), "{shell}: {word}");
+            }
+        }
+    }
+
+    #[test]
     fn exits() {
         for line in ["keyfence --help", "keyfence --version", "keyfence explain --help"] {
             assert_eq!(read(line).unwrap_err().status, 0, "{line}");
@@ -203,6 +229,8 @@ mod tests {
             "keyfence explain",
             "keyfence explain GET k",
             "keyfence commands --format xml",
+            "keyfence completions",
+            "keyfence completions csh",
             "keyfence run x",
             "keyfence adopt --tenant a",
             "keyfence adopt --match *",
