@@ -139,6 +139,8 @@ struct Watch {
     tenants: Tenants,
     /// With the moment each was asked, in milliseconds of the tier's clock, too.
     awaited: RefCell<VecDeque<(Instant, u64, Awaited)>>,
+    /// Whose release waits for the next PING, since the upstream said something else to the last.
+    postponed: RefCell<Vec<(Arc<Lease>, u32)>>,
     /// The upstream would not track.
     refused: Cell<Option<Instant>>,
     retired: Cell<bool>,
@@ -152,6 +154,7 @@ impl Watch {
             feed: Rc::new(Feed::new(pool.env(), Who::Own)),
             tenants,
             awaited: RefCell::default(),
+            postponed: RefCell::default(),
             refused: Cell::new(None),
             retired: Cell::new(false),
         })
@@ -181,6 +184,7 @@ impl Watch {
                 let _ = self.feed.want(self);
             }
         } else if due || !releases.is_empty() {
+            let releases = [releases, self.postponed.take()].concat();
             self.feed.send(|out| out.extend_from_slice(PING));
             self.expect(Awaited::Pong(releases));
         }
@@ -201,6 +205,7 @@ impl Watch {
     fn end(&self) {
         self.leases().for_each(|lease| lease.end());
         self.clear();
+        self.postponed.take().iter().for_each(|(lease, n)| lease.release(*n));
         for (_, _, what) in self.awaited.take() {
             if let Awaited::Pong(releases) = what {
                 releases.iter().for_each(|(lease, n)| lease.release(*n));
@@ -233,6 +238,11 @@ impl Watch {
                 tracing::warn!(upstream = %self.site.target, %error, "no tier: the upstream does not tell of changes");
                 self.refused.set(Some(Instant::now()));
                 Err("CLIENT TRACKING was refused")
+            }
+            // An upstream that is busy with a script answers PING with an error, and holds back what it has to say of changes: that proves nothing.
+            Awaited::Pong(releases) if !line.starts_with(b"+PONG") => {
+                self.postponed.borrow_mut().extend(releases);
+                Ok(())
             }
             Awaited::Pong(releases) => {
                 self.renew(sent);

@@ -90,7 +90,8 @@ pub fn show(s: &mut Session, row: &Row, args: &Args<'_>, argc: usize) {
         let _ = write!(line, " \"... ({more} more arguments)\"");
     }
     line.extend_from_slice(b"\r\n");
-    let limit = s.worker.shared.limits.load().output;
+    // All watchers of a tenant together, about what one client may have waiting.
+    let limit = (s.worker.shared.limits.load().output / WATCHERS).max(1024 * 1024);
     let tenant = s.tenant.id;
     let watchers = s.tenant.watchers.all();
     // Each of them is work for this client's turn.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     command::{self, Args, Keep, Keys, Row, Slot, Span},
+    downstream::HIGH_WATER,
     error::UpstreamError,
     proxy,
     resp::{self, Proto, Value},
@@ -61,6 +62,11 @@ pub fn read(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
     let one = keys.len() == 1 && row.keep != Keep::Values;
     if !one {
         return several(s, row, args, (frame, spans), &mut name, (now, serves));
+    }
+    // What is answered from here waits for a slow reader as what comes from the upstream does.
+    if serves && s.down.unsent() > HIGH_WATER {
+        s.joined = joined;
+        return Some(Flow::Again(Until::Unsent(HIGH_WATER / 8)));
     }
     if serves && answer(s, |out| desk.tier.store().is_some_and(|store| store.get(name.id(), name.variant(), now, out)))
     {
@@ -160,7 +166,12 @@ fn several(
     let desk = Rc::clone(&s.desk);
     let store = desk.tier.store()?;
     let prefix = Rc::clone(&s.prefix);
+    if serves && s.down.unsent() > HIGH_WATER {
+        return Some(Flow::Again(Until::Unsent(HIGH_WATER / 8)));
+    }
     let mut missing: Vec<usize> = Vec::new();
+    // A reply that is put together here stands in memory as a whole; a large one streams from the upstream instead.
+    let mut large = false;
     if serves {
         let all = answer(s, |out| {
             let before = out.len();
@@ -174,6 +185,11 @@ fn several(
                 if !store.get(name.id(), name.variant(), now, out) {
                     out.truncate(before);
                     missing.push(i);
+                    return false;
+                }
+                if out.len() - before > HIGH_WATER {
+                    out.truncate(before);
+                    large = true;
                     return false;
                 }
                 if row.keep != Keep::Values {
@@ -190,6 +206,9 @@ fn several(
             s.tenant.tier.hit(desk.slot);
             proxy::answered_here(s, row, args);
             return Some(Flow::Next);
+        }
+        if large {
+            return None;
         }
     }
     s.tenant.tier.missed(desk.slot);

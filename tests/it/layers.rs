@@ -50,7 +50,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
     ("monitor", &["command", "local", "resp", "session"]),
     ("metrics", &["command"]),
-    ("near", &["command", "error", "proxy", "resp", "session", "tier", "upstream"]),
+    ("near", &["command", "downstream", "error", "proxy", "resp", "session", "tier", "upstream"]),
     ("net", &[]),
     ("plane", &["directory", "error", "scripts", "tenant", "upstream", "worker"]),
     (

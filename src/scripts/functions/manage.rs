@@ -208,7 +208,10 @@ impl Work {
         if replace {
             cmd.arg("REPLACE");
         }
-        control.query::<Reply>(0, cmd.arg(code)).await?;
+        let began = Instant::now();
+        let loaded = control.query::<Reply>(0, cmd.arg(code)).await;
+        self.own.charge_load(began.elapsed(), Instant::now());
+        loaded?;
         // Nobody may call what was not looked at: it is not in the list.
         let stands = self.look(control).await?.iter().any(|library| library.name == name.as_bytes());
         Ok(if stands {

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use dashmap::DashMap;
@@ -21,6 +22,9 @@ const LOOKS_PER_SECOND: u64 = 5;
 /// How many libraries a tenant may load, at once and per second: a server may be busy with one for half a second.
 const LOADS: u64 = 100;
 const LOADS_PER_SECOND: u64 = 1;
+/// A load that takes longer is charged as several, and at the most as so many.
+const SHORT: Duration = Duration::from_millis(50);
+const MOST: u64 = 60;
 
 #[derive(Debug, Default)]
 struct Table {
@@ -111,6 +115,14 @@ impl Own {
     /// Whether one more library may be loaded; then it is counted.
     pub fn may_load(&self, now: Instant) -> bool {
         self.loads.take(1, now).is_ok()
+    }
+
+    /// A load kept the upstream, or this tenant, waiting for so long: what is long is charged as many, up to those of a minute. A server runs a
+    /// library that does not end for half a second, and nobody can stop it.
+    pub fn charge_load(&self, took: Duration, now: Instant) {
+        if took > SHORT {
+            self.loads.charge(u64::try_from(took.as_millis() / 10).unwrap_or(u64::MAX).min(MOST), now);
+        }
     }
 }
 

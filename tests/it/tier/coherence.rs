@@ -236,3 +236,36 @@ fn the_server_dies_with_reads_in_flight() {
         }
     }
 }
+
+#[test]
+fn an_upstream_that_is_busy_with_a_script_proves_nothing() {
+    let near = Near::start();
+    let (mut client, mut plain) = (near.client(), near.redis.client());
+    is!(plain, ["CONFIG", "SET", "lua-time-limit", "200"], "+OK\r\n");
+    is!(client, ["SET", "k", "before"], "+OK\r\n");
+    settle(&mut client);
+    is!(client, ["GET", "k"], "$6\r\nbefore\r\n");
+    is!(client, ["GET", "k"], "$6\r\nbefore\r\n");
+    // One script that holds the server up, then in one turn of the server's: the tenant's, which is answered while the last one runs, and that.
+    let run = |millis: &str| {
+        let script = "local function now() local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 end \
+                      local till = now() + ARGV[1] while now() < till do end return 1";
+        command(&["EVAL", script, "0", millis])
+    };
+    plain.send(&run("150"));
+    pause(Duration::from_millis(30));
+    client.send(&command(&["EVAL", "return redis.call('SET', ARGV[1], ARGV[2])", "0", "k", "after"]));
+    pause(Duration::from_millis(30));
+    let mut last = near.redis.client();
+    last.send(&run("1500"));
+    assert_eq!(client.reply(), b"+OK\r\n");
+    for _ in 0..30 {
+        let reply = call!(client, "GET", "k");
+        assert_ne!(show(&reply), "$6\\r\\nbefore\\r\\n");
+        pause(Duration::from_millis(30));
+    }
+    assert_eq!(plain.reply(), b":1\r\n");
+    assert_eq!(last.reply(), b":1\r\n");
+    settle(&mut client);
+    is!(client, ["GET", "k"], "$5\r\nafter\r\n");
+}

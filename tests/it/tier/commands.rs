@@ -489,3 +489,30 @@ fn tenants_keep_apart_and_each_for_itself() {
     let info = call!(clients[2], "INFO", "keyfence");
     assert!(String::from_utf8_lossy(&info).contains("tier:off"), "{}", show(&info));
 }
+
+#[test]
+fn l4_a_large_mget_streams_and_slow_readers_are_waited_for() {
+    let near = Near::with(&format!("client_output_limit = \"8MiB\"\n{ON}"));
+    let mut client = near.client();
+    let value = "v".repeat(900_000);
+    is!(client, ["SET", "k", value], "+OK\r\n");
+    settle(&mut client);
+    call!(client, "GET", "k");
+    call!(client, "GET", "k");
+    assert!(count(&mut client, "tier_hits") > 0);
+    let process = near.fence.process().unwrap();
+    process.reset_peak();
+    let before = process.memory("VmHWM");
+    // 100 MB, made of one value that is kept.
+    let mget: Vec<&str> = std::iter::once("MGET").chain(std::iter::repeat_n("k", 110)).collect();
+    client.send(&command(&mget));
+    assert_eq!(client.reply().len(), 110 * (900_000 + "$900000\r\n\r\n".len()) + "*110\r\n".len());
+    // As many single ones, which the client reads when all have been asked for.
+    client.send(&command(&["GET", "k"]).repeat(110));
+    pause(Duration::from_millis(100));
+    for _ in 0..110 {
+        assert_eq!(client.reply().len(), 900_000 + "$900000\r\n\r\n".len());
+    }
+    let grown = process.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 64 * 1024, "grew by {grown} KiB");
+}

@@ -474,5 +474,5 @@ fn report(world: &World, fences: &[Fence; 2], seed: u64) {
     );
     let wrong = world.wrong.lock().unwrap();
     assert!(wrong.is_empty(), "seed {seed}: {:#?}", &wrong[..wrong.len().min(5)]);
-    assert!(hits > 1000, "{hits} reads were answered from the tier");
+    assert!(hits > 100, "{hits} reads were answered from the tier");
 }
