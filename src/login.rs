@@ -206,7 +206,7 @@ async fn check(shared: &Shared, user: &[u8], password: &[u8]) -> Result<Proven, 
 /// RESET: as just connected. Nothing is in flight.
 pub fn start_over(s: &mut Session) {
     let directory = s.worker.shared.directory.load_full();
-    match directory.first(&s.listener, &s.identities) {
+    match directory.first(&s.listener, s.names.believed(&s.worker.shared)) {
         Some((tenant, login)) if tenant.id == s.tenant.id && s.logged_in => s.set_login(login),
         Some((tenant, login)) if tenant.admit() => s.become_tenant(Arc::clone(tenant), login),
         _ => s.become_nobody(),
@@ -216,7 +216,9 @@ pub fn start_over(s: &mut Session) {
 
 /// Ends a session that became `s.tenant` by a directory that a reload has replaced meanwhile: the reload did not find it as what it is now.
 pub fn end_if_reloaded(s: &Session) {
-    if s.logged_in && !s.worker.shared.stands(s.tenant.id, s.login().as_ref()) {
+    let login = s.login();
+    let doubtful = matches!(login, Some(Login::Identity(_))) && s.names.believed(&s.worker.shared).is_empty();
+    if s.logged_in && (doubtful || !s.worker.shared.stands(s.tenant.id, login.as_ref())) {
         s.down.alarm().kill();
     }
 }

@@ -22,13 +22,14 @@ use crate::{
     coherence,
     config::{self, AclWall, AuthMode, Config},
     directory::{DEFAULT, Directory},
+    login::Login,
     plane, server,
     tls::UpstreamTls,
     upstream::{
         Logins, Site, Target,
         wall::{Identity, Wall},
     },
-    worker::Shared,
+    worker::{ListeningTls, Shared},
 };
 
 /// How often the file is looked at.
@@ -337,6 +338,8 @@ impl Reload {
         };
         // From here on nothing can fail.
         config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+        let authorities = |tls: &Option<Arc<ListeningTls>>| tls.as_ref().map(|tls| tls.authorities.clone());
+        let unproven = authorities(&self.shared.tls.load_full()) != authorities(&listening);
         self.shared.tls.store(listening);
         renewed.into_iter().for_each(|(tls, config)| tls.take(config));
         let gone = self.sites.take(staged);
@@ -351,7 +354,7 @@ impl Reload {
         directory.want_tier(|site| now + u64::try_from(site.target.socket_timeout.as_millis()).unwrap_or(u64::MAX / 2));
         self.shared.directory.store(Arc::new(directory));
         self.sites.look_after(&self.shared);
-        let ended = self.end_sessions();
+        let ended = self.end_sessions(unproven);
         let directory = self.shared.directory.load_full();
         self.shared.scripts.keep(|tenant| directory.has(tenant));
         self.shared.slowlog.keep(|tenant| directory.has(tenant));
@@ -378,12 +381,14 @@ impl Reload {
         Ok(directory)
     }
 
-    /// Ends the sessions of tenants that are gone or not what they were, and those whose password was taken out: blocked ones too.
-    fn end_sessions(&self) -> usize {
+    /// Ends the sessions of tenants that are gone or not what they were, and those whose password was taken out: blocked ones too. `unproven`:
+    /// and those that a name of their TLS connection's let in, because another proof is asked for now.
+    fn end_sessions(&self, unproven: bool) -> usize {
         let mut ended = 0;
         for client in self.shared.clients.all() {
             let login = client.login();
-            if !self.shared.stands(client.tenant.load(Ordering::Relaxed), login.as_ref()) {
+            let doubtful = unproven && matches!(login, Some(Login::Identity(_)));
+            if doubtful || !self.shared.stands(client.tenant.load(Ordering::Relaxed), login.as_ref()) {
                 client.alarm.kill();
                 ended += 1;
             }

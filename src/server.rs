@@ -54,7 +54,7 @@ use crate::{
     tier::{self, Tier},
     tls::{self, UpstreamTls},
     upstream::{Endpoint, Target, managed},
-    worker::{ClientLimits, ListeningTls, Shared, Worker},
+    worker::{ClientLimits, ListeningTls, Names, Shared, Worker},
 };
 
 /// Connections that may wait to be accepted, per worker.
@@ -232,8 +232,13 @@ pub(crate) fn listening_tls(config: &Config) -> Result<Option<Arc<ListeningTls>>
     if !config.listens_with_tls() {
         return Ok(None);
     }
-    let names_asked_for = config.tls.client_auth == ClientAuth::Off;
-    Ok(Some(Arc::new(ListeningTls { config: tls::server(&config.tls)?, names_asked_for })))
+    let (names_asked_for, ca) = (config.tls.client_auth == ClientAuth::Off, &config.tls.client_ca_file);
+    let authorities = if names_asked_for {
+        None
+    } else {
+        Some(std::fs::read(ca).map_err(|e| format!("tls.client_ca_file: {}: {e}", ca.display()))?)
+    };
+    Ok(Some(Arc::new(ListeningTls { config: tls::server(&config.tls)?, names_asked_for, authorities })))
 }
 
 /// What the settings say of the tier; none: it is off.
@@ -445,7 +450,7 @@ async fn accept(
         };
         match accepted {
             Ok(Accepted::Plain(halves, addresses)) => {
-                greet(worker, sessions, address, halves, addresses, Box::default());
+                greet(worker, sessions, address, halves, addresses, Names::default());
             }
             Ok(Accepted::Tls(stream, addresses)) => {
                 let (worker, sessions) = (Rc::clone(worker), Rc::clone(sessions));
@@ -455,14 +460,10 @@ async fn accept(
                         tracing::debug!(client = addresses.0, "too many handshakes at once: closed");
                         return;
                     };
-                    let Some((config, names_asked_for)) =
-                        worker.shared.tls.load_full().map(|tls| (Arc::clone(&tls.config), tls.names_asked_for))
-                    else {
-                        return;
-                    };
-                    match handshake::shake(stream, config, names_asked_for).await {
+                    let Some(tls) = worker.shared.tls.load_full() else { return };
+                    match handshake::shake(stream, Arc::clone(&tls.config), tls.names_asked_for).await {
                         Ok((read, write, names)) => {
-                            greet(&worker, &sessions, &address, (read, write), addresses, names.into());
+                            greet(&worker, &sessions, &address, (read, write), addresses, Names::new(names, tls));
                         }
                         Err(error) => tracing::debug!(client = addresses.0, %error, "no TLS handshake: closed"),
                     }
@@ -483,12 +484,12 @@ fn greet(
     listener: &Address,
     (read, write): (ReadHalf, WriteHalf),
     (addr, laddr): (String, String),
-    identities: Box<[String]>,
+    names: Names,
 ) {
     let shared = &worker.shared;
     let limits = shared.limits.load();
     let directory = shared.directory.load();
-    let first = directory.first(&listener.name, &identities);
+    let first = directory.first(&listener.name, names.believed(shared));
     if listener.of_tenant && !directory.listeners.contains_key(&*listener.name) {
         worker.meter.cells.rejected.add(1);
         let _ = write.try_write(b"-ERR the tenant of this address is not served any more\r\n");
@@ -514,7 +515,7 @@ fn greet(
         Rc::new(Downstream::new(write, Arc::clone(&client.addr), limits.output, Rc::clone(&worker.spares), alarm));
     let mut session = Session::new(worker, read, down, Arc::clone(&client));
     session.listener = Rc::clone(&listener.name);
-    session.identities.clone_from(&identities);
+    session.names = names;
     if let Some((tenant, login)) = first {
         session.become_tenant(Arc::clone(tenant), login);
         login::end_if_reloaded(&session);

@@ -53,7 +53,7 @@ use crate::{
     tracking::{self, Tracking},
     transaction::Tx,
     upstream::{Conn, Site, control::Facts},
-    worker::{ClientLimits, Reach, Worker},
+    worker::{ClientLimits, Names, Reach, Worker},
 };
 
 /// Bytes read from a client in one turn: its share of the worker's time before others have theirs.
@@ -128,7 +128,7 @@ pub struct Session {
     /// The address it came in on, as the settings write it.
     pub listener: Rc<str>,
     /// Names of its TLS connection's that may be a tenant's.
-    pub identities: Box<[String]>,
+    pub names: Names,
     /// The command at hand has been charged to the tenant's rate, and waits.
     pub paid: bool,
     /// The command at hand has been shown to those who watch, and waits.
@@ -247,7 +247,7 @@ impl Session {
             nobody_since: Instant::now(),
             refused_logins: 0,
             listener: Rc::from(""),
-            identities: Box::default(),
+            names: Names::default(),
             paid: false,
             shown: false,
             charged: 0,

@@ -55,6 +55,29 @@ pub struct ListeningTls {
     pub config: Arc<ServerConfig>,
     /// Whether the name that a client asked for may make it a tenant's.
     pub names_asked_for: bool,
+    /// By whose word a name is believed: none's, or that of these authorities.
+    pub authorities: Option<Vec<u8>>,
+}
+
+/// Names of a TLS connection's that may make it a tenant's.
+#[derive(Debug, Default)]
+pub struct Names {
+    names: Box<[String]>,
+    under: Option<Arc<ListeningTls>>,
+}
+
+impl Names {
+    /// As the handshake found them, under these settings.
+    pub fn new(names: Vec<String>, under: Arc<ListeningTls>) -> Self {
+        Self { names: names.into(), under: Some(under) }
+    }
+
+    /// Those that are still believed: none once the settings ask for another proof than the handshake had.
+    pub fn believed(&self, shared: &Shared) -> &[String] {
+        let Some(under) = &self.under else { return &[] };
+        let same = shared.tls.load().as_ref().is_some_and(|now| now.authorities == under.authorities);
+        if same { &self.names } else { &[] }
+    }
 }
 
 /// What all workers share.

@@ -93,7 +93,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("purge", &["config", "error", "glob", "scripts", "walk"]),
-    ("reload", &["admin", "coherence", "config", "directory", "plane", "server", "tls", "upstream", "worker"]),
+    ("reload", &["admin", "coherence", "config", "directory", "login", "plane", "server", "tls", "upstream", "worker"]),
     ("resp", &["command"]),
     ("rewrite", &["command", "resp"]),
     (

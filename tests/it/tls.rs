@@ -261,6 +261,39 @@ fn u5_a_name_asked_for_makes_a_tenant_where_no_certificate_is_looked_at() {
 }
 
 #[test]
+fn u5_a_name_is_believed_for_as_long_as_its_proof_is_what_is_asked_for() {
+    let tenants =
+        "[tenants.a]\npasswords = [\"pa\"]\ntls_identities = [\"a.example\"]\n[tenants.b]\npasswords = [\"pb\"]\n";
+    let world = world("off", tenants);
+    let asks = || {
+        let mut config = world.certificates.client(None);
+        config.dangerous().set_certificate_verifier(Arc::new(Anybody));
+        Secure::named(world.secure, config, "a.example")
+    };
+    let (mut by_name, mut by_password) = (asks(), asks());
+    assert_eq!(by_name.say("ACL WHOAMI"), "$1\\r\\na\\r\\n");
+    assert_eq!(by_password.say("AUTH b pb"), OK);
+    let required = world.certificates.listener(world.secure, "optional") + tenants;
+    world.fence.reload(&required, "settings reloaded");
+    assert!(by_name.try_call(&["PING"]).is_err());
+    // Who logged in otherwise stays, and does not fall back to the name.
+    assert_eq!(by_password.say("PING"), "+PONG\\r\\n");
+    assert_eq!(by_password.say("RESET"), "+RESET\\r\\n");
+    assert_eq!(by_password.say("ACL WHOAMI"), "-NOAUTH Authentication required.\\r\\n");
+    assert_eq!(asks().say("ACL WHOAMI"), "-NOAUTH Authentication required.\\r\\n");
+    // Another authority: what the one before had signed is no proof any more.
+    world.certificates.sign("a", &[SanType::DnsName("a.example".try_into().unwrap())]);
+    let mut certified = Secure::connect(world.secure, world.certificates.client(Some("a")));
+    assert_eq!(certified.say("ACL WHOAMI"), "$1\\r\\na\\r\\n");
+    world.fence.reload(&(required.clone() + "# again\n"), "settings reloaded");
+    assert_eq!(certified.say("PING"), "+PONG\\r\\n");
+    let other = Certificates::new(world.secure);
+    std::fs::copy(other.path("ca.pem"), world.certificates.path("ca.pem")).unwrap();
+    world.fence.reload(&(required + "# and again\n"), "settings reloaded");
+    assert!(certified.try_call(&["PING"]).is_err());
+}
+
+#[test]
 fn what_is_sent_in_the_clear_is_never_used() {
     let world = world("off", "[tenants.a]\npasswords = [\"pa\"]\n[auth]\ndefault_tenant = \"a\"\n");
     let set = command(&["SET", "k", "v"]);
