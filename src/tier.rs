@@ -23,7 +23,7 @@
 //!    anybody can see that reply, its keys are marked: a mark drops what is kept and voids tickets, and while it stands there are neither hits nor
 //!    tickets. So a reply that is served after `a` has a ticket taken after the mark was taken off, and `r > ticket > w`. A write that may block marks at
 //!    its reply only, which is enough for that: it has its effect when it wakes. What may touch any key of a tenant (a script) holds the
-//!    tenant instead: no hits from before it is sent until the tracking connection has answered a PING that was sent after its reply; the
+//!    tenant instead: no hits from before it is sent until a PING that was sent after its reply was answered with PONG on the tracking connection; the
 //!    upstream has said by then which keys it changed.
 //! 3. *A write that nobody heard of* (its connection broke): nobody was told that it was done, so it is as one elsewhere.
 //! 4. *Time.* The reply expires with its key: PTTL, sent before the read, counted from before it was sent, so never later than upstream.
