@@ -4,6 +4,7 @@
 //! page are run in one shell in the order of the page, in an empty folder, with the built keyfence on PATH (docs/run.rs); every command has to
 //! end with status 0, and what a `console` block shows has to come. What cannot run here is in [`NOT_RUN`], with the reason, and its syntax is checked.
 mod errors;
+mod package;
 mod page;
 mod run;
 

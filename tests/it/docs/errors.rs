@@ -58,34 +58,37 @@ fn is_error(text: &str) -> bool {
     text.split_once(' ').is_some_and(|(word, rest)| WORDS.contains(&word) && rest.chars().any(char::is_alphabetic))
 }
 
-/// String literals of Rust source, unescaped, with the code right before each.
-fn literals(source: &str) -> Vec<(&str, String)> {
+/// String literals of Rust source, unescaped, with the end of the code right before each.
+fn literals(source: &str) -> Vec<(String, String)> {
+    let bytes = source.as_bytes();
+    let text = |from: usize, to: usize| String::from_utf8_lossy(&bytes[from..to]).into_owned();
+    let past =
+        |at: usize, wanted: u8| bytes[at..].iter().position(|&c| c == wanted).map_or(bytes.len(), |n| at + n + 1);
     let mut found = Vec::new();
     let mut at = 0;
-    while let Some(c) = source[at..].chars().next() {
-        let rest = &source[at..];
-        if rest.starts_with("//") {
-            at += rest.find('\n').unwrap_or(rest.len());
-        } else if rest.starts_with("'\"'") || rest.starts_with("'\\") {
-            at += 2 + rest[2..].find('\'').unwrap_or(0) + 1;
-        } else if c == '"' {
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        if rest.starts_with(b"//") {
+            at = past(at, b'\n');
+        } else if rest.starts_with(b"'\"'") {
+            at += 3;
+        } else if rest.starts_with(b"'\\") {
+            at = past(at + 3, b'\'');
+        } else if rest.starts_with(b"\"") {
             let mut end = at + 1;
-            while !source[end..].starts_with('"') {
-                end += if source[end..].starts_with('\\') {
-                    2
-                } else {
-                    source[end..].chars().next().map_or(1, char::len_utf8)
-                };
+            while end < bytes.len() && bytes[end] != b'"' {
+                end += if bytes[end] == b'\\' { 2 } else { 1 };
             }
-            let mut text = String::new();
-            let mut parts = source[at + 1..end].split("\\\n");
-            text.push_str(parts.next().unwrap_or_default());
-            parts.for_each(|part| text.push_str(part.trim_start()));
-            let text = text.replace("\\r", "\r").replace("\\n", "\n").replace("\\\"", "\"");
-            found.push((source[..at].trim_end_matches('b').trim_end(), text));
+            let literal = text(at + 1, end.min(bytes.len()));
+            let mut parts = literal.split("\\\n");
+            let mut joined = parts.next().unwrap_or_default().to_owned();
+            parts.for_each(|part| joined.push_str(part.trim_start()));
+            let before = text(at.saturating_sub(60), at);
+            let before = before.trim_end_matches('b').trim_end().to_owned();
+            found.push((before, joined.replace("\\r", "\r").replace("\\n", "\n").replace("\\\"", "\"")));
             at = end + 1;
         } else {
-            at += c.len_utf8();
+            at += 1;
         }
     }
     found

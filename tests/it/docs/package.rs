@@ -1,0 +1,45 @@
+//! The Debian package's metadata in Cargo.toml: what it wants to pack is there. `cargo deb` finds out last, after a release build.
+use std::path::Path;
+
+/// Whether `path` from the root, with at most one `*` in its last part, is a file that is there.
+fn is_there(root: &Path, path: &str) -> bool {
+    let Some((start, end)) = path.split_once('*') else { return root.join(path).is_file() };
+    let (folder, start) = start.rsplit_once('/').unwrap_or((".", start));
+    let names = std::fs::read_dir(root.join(folder))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names
+        .into_iter()
+        .any(|name| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end))
+}
+
+#[test]
+fn what_is_packed_is_there() {
+    let root = super::root();
+    let cargo: toml::Value =
+        std::fs::read_to_string(root.join("Cargo.toml")).unwrap().parse::<toml::Table>().unwrap().into();
+    let deb = &cargo["package"]["metadata"]["deb"];
+    let text = |value: &toml::Value| value.as_str().unwrap().to_owned();
+    let assets: Vec<[String; 3]> =
+        deb["assets"].as_array().unwrap().iter().map(|asset| [0, 1, 2].map(|at| text(&asset[at]))).collect();
+    for [from, to, mode] in &assets {
+        assert!(from == "target/release/keyfence" || is_there(&root, from), "there is no {from}");
+        let is_program = to.starts_with("usr/bin/");
+        assert_eq!(mode == "755", is_program, "{to}");
+    }
+    assert!(assets.iter().any(|[_, to, _]| to.starts_with("usr/share/man/man1/")), "no manual page");
+    for file in deb["conf-files"].as_array().unwrap() {
+        let to = text(file);
+        assert!(assets.iter().any(|[_, asset, _]| format!("/{asset}") == to), "{to} is not packed");
+    }
+    let unit = root.join(text(&deb["systemd-units"]["unit-scripts"])).join("keyfence.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    assert!(
+        unit.contains("\nExecStart=/usr/bin/keyfence run -c /etc/keyfence/config.toml\n"),
+        "the unit starts what is packed"
+    );
+    for page in unit.split_whitespace().filter_map(|word| word.strip_prefix("file:///usr/share/doc/keyfence/")) {
+        assert!(is_there(&root.join("docs"), page), "the unit names {page}");
+    }
+}
