@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use keyfence::config::table::SETTINGS;
 use page::{Block, Kind};
 
 /// Blocks that are not run, by their page and their first line, and why.
@@ -153,4 +154,54 @@ fn links_lead_somewhere() {
             }
         }
     }
+}
+
+/// Code inside of sentences and tables of a page, blocks left out.
+fn inline_code(page: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(page)).unwrap();
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            inside = !inside;
+        } else if !inside {
+            found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[test]
+fn commands_and_settings_in_sentences_are_there() {
+    let manual = String::from_utf8(keyfence::cli::manual()).unwrap().replace("\\-", "-");
+    let (mut commands, mut settings) = (0, 0);
+    for page in pages() {
+        for code in inline_code(&page) {
+            if let Some(typed) = code.strip_prefix("keyfence ") {
+                commands += 1;
+                let words: Vec<&str> = typed.split_whitespace().take_while(|word| *word != "--").collect();
+                let first = words.first().copied().unwrap_or("run");
+                let known = first.starts_with('-') || manual.contains(&format!(".SS \"keyfence {first} "));
+                assert!(known, "{page}: there is no command `{code}`");
+                for option in
+                    words.iter().map(|word| word.trim_matches(['[', ']'])).filter(|word| word.starts_with("--"))
+                {
+                    assert!(manual.contains(option), "{page}: there is no option {option} in `{code}`");
+                }
+            }
+            let key = code.split([' ', '=']).next().unwrap();
+            let tables = ["upstream.", "upstreams.", "auth.", "tenants.", "tier.", "tls.", "admin.", "log.", "limits."];
+            let is_key =
+                tables.iter().any(|table| key.starts_with(table)) && !key.ends_with(".md") && !key.ends_with(".rs");
+            if is_key && key.chars().all(|c| c.is_ascii_alphanumeric() || "._*".contains(c)) {
+                settings += 1;
+                let path =
+                    if key.starts_with("limits.") { format!("tenants.*.{key}") } else { key.replace("NAME", "*") };
+                let path = path.strip_suffix("_file").filter(|secret| !secret.starts_with("tls.")).unwrap_or(&path);
+                let known = SETTINGS.iter().any(|s| s.path == path || s.path.starts_with(&format!("{path}.")));
+                assert!(known || SETTINGS.iter().any(|s| s.path == key), "{page}: there is no setting `{code}`");
+            }
+        }
+    }
+    assert!(commands > 20 && settings > 50, "only {commands} commands and {settings} settings were found");
 }

@@ -1,5 +1,9 @@
-//! The Debian package's metadata in Cargo.toml: what it wants to pack is there. `cargo deb` finds out last, after a release build.
+//! What is in dist/, and the Debian package's metadata in Cargo.toml: what it wants to pack is there (`cargo deb` finds out last, after a release
+//! build), and the settings of the examples are settings.
 use std::path::Path;
+use std::process::Command;
+
+use keyfence::tenant::password::Password;
 
 /// Whether `path` from the root, with at most one `*` in its last part, is a file that is there.
 fn is_there(root: &Path, path: &str) -> bool {
@@ -41,5 +45,43 @@ fn what_is_packed_is_there() {
     );
     for page in unit.split_whitespace().filter_map(|word| word.strip_prefix("file:///usr/share/doc/keyfence/")) {
         assert!(is_there(&root.join("docs"), page), "the unit names {page}");
+    }
+}
+
+/// The lines below `key: |` of a YAML file, without their indentation.
+fn block_of(yaml: &str, key: &str) -> String {
+    let mut lines = yaml.lines().skip_while(|line| line.trim() != format!("{key}: |"));
+    let indent = lines.next().unwrap().find(key).unwrap();
+    let inside = lines.take_while(|line| line.trim().is_empty() || line.find(|c: char| c != ' ') > Some(indent));
+    inside.map(|line| format!("{}\n", line.get(indent + 2..).unwrap_or_default())).collect()
+}
+
+/// The value of `key: value`.
+fn value_of<'a>(yaml: &'a str, key: &str) -> &'a str {
+    yaml.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": ")).unwrap()
+}
+
+#[test]
+fn the_settings_of_the_examples_are_read() {
+    let read = |file: &str| std::fs::read_to_string(super::root().join("dist").join(file)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let secret = read("kubernetes/secret.yaml");
+    let hash = block_of(&secret, "acme-passwords");
+    assert!(Password::parse(hash.trim()).is_ok_and(|password| password.verify(b"change-me")), "{hash}");
+    std::fs::write(folder.path().join("acme-passwords"), hash).unwrap();
+    std::fs::write(folder.path().join("upstream-url"), value_of(&secret, "upstream-url")).unwrap();
+    let mounted = block_of(&read("kubernetes/configmap.yaml"), "config.toml");
+    let here = mounted.replace("/run/keyfence/secrets", folder.path().to_str().unwrap());
+    assert_ne!(mounted, here, "the secrets are where the Deployment mounts them");
+    for (settings, args, shown) in [
+        (here, &["--tenant", "acme"][..], "\nupstream    GET acme:k\n"),
+        (read("docker/config.toml"), &[], "\nupstream    GET keyfence:k\n"),
+    ] {
+        std::fs::write(folder.path().join("config.toml"), settings).unwrap();
+        let mut explain = Command::new(env!("CARGO_BIN_EXE_keyfence"));
+        explain.arg("explain").args(args).args(["--", "GET", "k"]).env_clear().current_dir(folder.path());
+        let said = explain.output().unwrap();
+        let text = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
+        assert!(text.contains(shown), "{text}");
     }
 }
