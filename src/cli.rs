@@ -1,4 +1,6 @@
-//! The command line: what may be typed, and what it says about settings. Nothing but this file and `main.rs` names clap.
+//! The command line: what may be typed, and what it says about settings. Nothing but this file, its `man.rs` and `main.rs` names clap.
+
+mod man;
 
 use crate::config::CliOverrides;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -71,6 +73,8 @@ pub enum Command {
         #[arg(value_name = "SHELL")]
         shell: Shell,
     },
+    /// Print the manual page keyfence(1), as roff
+    Man,
 }
 
 /// What `shell` needs to complete the command line, to be put where it looks for such files.
@@ -78,6 +82,14 @@ pub fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "keyfence", &mut script);
     script
+}
+
+/// The manual page keyfence(1), to be put where `man` looks for such files, or into `man -l`.
+pub fn manual() -> Vec<u8> {
+    let mut page = Vec::new();
+    // A vector takes every byte.
+    let _ = man::render(Cli::command(), &mut page);
+    page
 }
 
 /// How the table of commands is printed.
@@ -214,6 +226,31 @@ mod tests {
             for word in ["keyfence", "explain", "hash-password", "--log-level", "--admin"] {
                 assert!(script.contains(word.trim_start_matches('-')), "{shell}: {word}");
             }
+        }
+    }
+
+    #[test]
+    fn the_manual_names_every_command_and_option() {
+        let page = String::from_utf8(manual()).unwrap().replace("\\-", "-").replace("\\*(Aq", "'");
+        let mut command = Cli::command();
+        command.build();
+        for part in std::iter::once(&command).chain(command.get_subcommands()) {
+            assert!(page.contains(part.get_name()), "no command {}", part.get_name());
+            for arg in part.get_arguments().filter(|arg| arg.get_id() != "help") {
+                let name = arg.get_long().map(|long| format!("--{long}"));
+                let name = name.unwrap_or_else(|| arg.get_value_names().unwrap_or_default().join(" "));
+                assert!(page.contains(&name), "no {name} of {}", part.get_name());
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default().replace('…', "");
+                assert!(part.get_name() == "help" || page.contains(help.trim_end_matches('.')), "{name}: {help}");
+            }
+        }
+        for heading in
+            ["NAME", "SYNOPSIS", "COMMANDS", "OPTIONS", "EXIT STATUS", "SIGNALS", "FILES", "ENVIRONMENT", "SEE ALSO"]
+        {
+            assert!(
+                page.contains(&format!("\n.SH {heading}\n")) || page.contains(&format!("\n.SH \"{heading}\"\n")),
+                "{heading}"
+            );
         }
     }
 

@@ -50,6 +50,10 @@ fn main() -> ExitCode {
         say(&String::from_utf8_lossy(&cli::completions(shell)));
         return ExitCode::SUCCESS;
     }
+    if command == Command::Man {
+        say(&String::from_utf8_lossy(&cli::manual()));
+        return ExitCode::SUCCESS;
+    }
     if let Command::HashPassword { sha256 } = command {
         return match read_password()
             .and_then(|given| if sha256 { Ok(password::sha256_of(&given)) } else { password::argon2id(&given) })
@@ -112,7 +116,11 @@ fn main() -> ExitCode {
         Command::Purge { tenant } => on_tenant(&config, &tenant, async |tenant| {
             purge::purge(&config, &tenant).await.map_err(|e| (EXIT_UNAVAILABLE, e))
         }),
-        Command::Run | Command::Commands { .. } | Command::Completions { .. } | Command::HashPassword { .. } => {
+        Command::Run
+        | Command::Commands { .. }
+        | Command::Completions { .. }
+        | Command::Man
+        | Command::HashPassword { .. } => {
             let lost = Arc::<AtomicU64>::default();
             let log = match log::start(config.log, Arc::clone(&lost)) {
                 Ok(log) => log,

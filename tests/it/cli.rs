@@ -120,3 +120,16 @@ fn the_table_can_be_read_by_people_and_programs() {
     says(&["--version"], &[], 0, &[env!("CARGO_PKG_VERSION")]);
     says(&["--help"], &[], 0, &["explain", "check", "commands"]);
 }
+
+#[test]
+fn the_manual_page_is_that_of_the_command_line() {
+    let made = keyfence(&["man"], &[]);
+    assert_eq!(made.status.code(), Some(0));
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/keyfence.1");
+    let held = std::fs::read(&path).unwrap_or_default();
+    if held != made.stdout && std::env::var_os("KEYFENCE_BLESS").is_some() {
+        std::fs::write(&path, made.stdout).unwrap();
+        return;
+    }
+    assert!(held == made.stdout, "dist/keyfence.1 is stale; KEYFENCE_BLESS=1 cargo test rewrites it");
+}

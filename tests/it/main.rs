@@ -10,6 +10,7 @@ mod apps;
 mod cli;
 mod clients;
 mod differential;
+mod docs;
 mod faults;
 mod flush;
 mod functions;

@@ -248,7 +248,24 @@ fn the_dashboard_and_the_alarms_name_what_there_is() {
     }
     let page = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
     let (_, alarms) = page.split_once("### What to alarm on").unwrap();
-    for name in names(alarms.split_once("\n## ").unwrap().0) {
+    let alarms = alarms.split_once("\n## ").unwrap().0;
+    for name in names(alarms) {
         assert!(known.contains(&name), "an alarm asks for {name}");
+    }
+    // `name{label="…"}`, in both.
+    for text in [alarms.to_owned(), dashboard.replace("\\\"", "\"")] {
+        for rest in text.split("keyfence_").skip(1) {
+            let Some((name, labels)) =
+                rest.split_once('{').filter(|(name, _)| !name.contains(|c: char| !c.is_ascii_lowercase() && c != '_'))
+            else {
+                continue;
+            };
+            let family = FAMILIES.iter().find(|family| family.samples().contains(&format!("keyfence_{name}"))).unwrap();
+            for label in labels.split('}').next().unwrap().split(',').filter(|label| !label.is_empty()) {
+                let label = label.split(['=', '!']).next().unwrap().trim();
+                let scraped = ["instance", "job"].contains(&label);
+                assert!(scraped || family.labels.contains(&label), "keyfence_{name} has no label {label}");
+            }
+        }
     }
 }
