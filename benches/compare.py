@@ -19,7 +19,6 @@ from comparison import contenders, loads, report
 from comparison.processes import Failed, Processes
 
 BINARY = os.environ.get("KEYFENCE_BINARY", os.path.join(contenders.ROOT, "target", "release", "keyfence"))
-DOCUMENT = os.path.join(contenders.ROOT, "docs", "performance.md")
 
 
 def arguments():
@@ -34,8 +33,6 @@ def arguments():
     args.rows = [row for row in loads.rows() if not args.only or any(fnmatch.fnmatch(row.name, glob) for glob in args.only)]
     if not args.rows:
         parser.error(f"no row is called {' or '.join(args.only)}; there are: {' '.join(row.name for row in loads.rows())}")
-    if not args.output and not args.quick and not args.only:
-        args.output = DOCUMENT
     return args
 
 
@@ -78,6 +75,8 @@ def main():
     if args.output:
         with open(args.output, "w") as file:
             file.write(text)
+    elif not args.quick and not args.only:
+        report.write(contenders.ROOT, comparison=text)
     sys.exit(1 if results.failures else 0)
 
 

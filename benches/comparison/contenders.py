@@ -27,7 +27,8 @@ class Contender:
         self.path = path
 
     def args(self, folder, port, upstream, tenants):
-        """The command line to start it with; settings go into files in `folder`, which is empty and its working folder."""
+        """The command line to start it with, for the tenants of these names, if any; settings go into files in `folder`, which is empty
+        and its working folder."""
         raise NotImplementedError
 
     def confirm(self, stage):
@@ -75,7 +76,9 @@ listen redis
 
 
 class Twemproxy(Contender):
-    name, hint, asks_version = "twemproxy", "apt-get install nutcracker", ["-V"]
+    """As Debian's unit starts it: with no option but its settings."""
+
+    name, hint, asks_version, options = "twemproxy", "apt-get install nutcracker", ["-V"], []
 
     def args(self, folder, port, upstream, tenants):
         settings = written(folder, "nutcracker.yml", f"""
@@ -89,7 +92,16 @@ redis:
   servers:
     - {HOST}:{upstream}:1
 """)
-        return [self.path, "-c", settings, "-v", "0", "-a", HOST, "-s", free_port()]
+        return [self.path, "-c", settings, "-a", HOST, "-s", free_port(), *self.options]
+
+    def version(self):
+        return " ".join([super().version(), *self.options])
+
+
+class QuietTwemproxy(Twemproxy):
+    """With its log off. By default it asks for the address of each request's client, for a line that is below its level."""
+
+    name, options = "twemproxy -v 0", ["-v", "0"]
 
 
 class Envoy(Contender):
@@ -121,12 +133,17 @@ class Envoy(Contender):
 class Keyfence(Contender):
     name, hint, prefix, asks_version = "keyfence", "cargo build --release", "keyfence:", ["--version"]
 
+    def __init__(self, path, prefix=prefix, workers=1):
+        super().__init__(path)
+        self.prefix, self.workers = prefix, workers
+
     def args(self, folder, port, upstream, tenants):
-        args = [self.path, "run", "--listen", f"{HOST}:{port}", "--upstream", f"redis://{HOST}:{upstream}", "--workers", 1, "--admin", ""]
+        args = [self.path, "run", "--listen", f"{HOST}:{port}", "--upstream", f"redis://{HOST}:{upstream}", "--admin", ""]
+        args += ["--workers", self.workers]
         if not tenants:
             return args + ["--prefix", self.prefix]
         return args + ["-c", written(folder, "tenants.toml", "".join(
-            f'[tenants.{tenant}]\npasswords = ["{password(tenant)}"]\n' for tenant in TENANTS))]
+            f'[tenants.{tenant}]\npasswords = ["{password(tenant)}"]\n' for tenant in tenants))]
 
     def confirm(self, stage):
         client = Client(stage.redis_port)
@@ -159,6 +176,7 @@ def found(binary, processes):
         Floor(floor),
         Haproxy(shutil.which("haproxy", path=sbin)),
         Twemproxy(shutil.which("nutcracker", path=sbin)),
+        QuietTwemproxy(shutil.which("nutcracker", path=sbin)),
         Envoy(shutil.which("envoy", path=os.path.join(ROOT, "target", "envoy", "bin") + ":" + sbin)),
         Keyfence(shutil.which(os.path.abspath(binary))),
     ]
@@ -171,7 +189,7 @@ class Stage:
     before any work.
     """
 
-    def __init__(self, processes, direct, contender, keys, size, tenants=False):
+    def __init__(self, processes, direct, contender, keys, size, tenants=()):
         self.processes, self.contender = processes, contender
         self.folder = os.path.join(processes.folder.name, f"stage-{processes.logs}")
         self.redis_port = free_port()
@@ -182,7 +200,7 @@ class Stage:
         self.server, self.port = self.upstream, self.redis_port
         try:
             self.until_served(self.redis_port, None)
-            for prefix in [tenant + ":" for tenant in TENANTS] if tenants else [contender.prefix]:
+            for prefix in [tenant + ":" for tenant in tenants] or [contender.prefix]:
                 self.fill(prefix, keys, b"v" * size)
             if contender is not direct:
                 self.begin(tenants)
@@ -197,7 +215,7 @@ class Stage:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KEYFENCE_")}
         args = self.contender.args(self.folder, self.port, self.redis_port, tenants)
         self.server = self.processes.start(args, cwd=self.folder, env=environment)
-        self.until_served(self.port, TENANTS[-1] if tenants else None)
+        self.until_served(self.port, tenants[-1] if tenants else None)
         self.contender.confirm(self)
 
     def __enter__(self):

@@ -90,7 +90,7 @@ def rows():
 def measure(processes, direct, contender, load, quick):
     """One Sample. Servers are fresh, warmed up by a tenth of the load, and gone afterwards."""
     count = max(load.count // (100 if load.size == MIB else 20), load.clients * load.pipeline * 2) if quick else load.count
-    with Stage(processes, direct, contender, load.keys, load.size, tenants=bool(load.users)) as stage:
+    with Stage(processes, direct, contender, load.keys, load.size, tenants=TENANTS if load.users else ()) as stage:
         if load.test == "idle":
             return idle(stage, min(load.clients, 500) if quick else load.clients)
         forget_peak(stage.server)

@@ -1,5 +1,6 @@
 """From samples to tables: ratios, the bars that keyfence is held to, and docs/performance.md."""
 
+import os
 import platform
 import statistics
 from datetime import datetime, timezone
@@ -7,6 +8,7 @@ from datetime import datetime, timezone
 from .contenders import KEYS
 
 MIB = 1 << 20
+SCALE = "## Scale\n"
 
 
 class Results:
@@ -218,4 +220,24 @@ Other proxies and a direct Redis under the same load, by turns, on one machine; 
 - Memory of an idle connection: resident memory of the process after all have done a GET, less that before, by their number.
 
 {tables(results)}
-{chr(10) + '## What failed' + chr(10) * 2 + failures if failures else ''}"""
+{chr(10) + '## What failed' + chr(10) * 2 + failures if failures else ''}
+{notes()}"""
+
+
+def notes():
+    """What stands in the way of the bars that are missed: written by hand."""
+    with open(os.path.join(os.path.dirname(__file__), "notes.md")) as file:
+        return file.read()
+
+
+def write(root, comparison=None, scale=None):
+    """Puts the part before "Scale", or that from there on, into docs/performance.md."""
+    path = os.path.join(root, "docs", "performance.md")
+    old = ""
+    if os.path.exists(path):
+        with open(path) as file:
+            old = file.read()
+    before, found, after = old.partition(SCALE)
+    comparison, scale = comparison or before, scale or found + after
+    with open(path, "w") as file:
+        file.write("\n\n".join(part.strip() for part in (comparison, scale) if part.strip()) + "\n")
