@@ -44,6 +44,7 @@ pub mod upstream;
 pub mod worker;
 // What these share.
 pub mod clients;
+pub mod crash;
 pub mod directory;
 pub mod error;
 #[doc(hidden)]

@@ -15,7 +15,7 @@ use keyfence::{
     cli::{self, Command, EXIT_USAGE, Format},
     command::render,
     config::{Config, DEFAULT_FILE, Tenant, environment},
-    explain, log, purge, server,
+    crash, explain, log, purge, server,
     tenant::password,
     walk,
 };
@@ -129,6 +129,7 @@ fn main() -> ExitCode {
                     return ExitCode::FAILURE;
                 }
             };
+            crash::end_on_panic(log.clone());
             config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
             let file = overrides.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|f: &PathBuf| f.exists()));
             let again = || Config::load(&overrides, environment()).map_err(|e| e.to_string());

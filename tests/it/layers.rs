@@ -46,6 +46,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "session", "slowlog", "tier", "tracking",
         ],
     ),
+    ("crash", &["log"]),
     ("log", &["config", "metrics"]),
     ("login", &["config", "error", "local", "resp", "session", "tenant", "upstream", "worker"]),
     ("monitor", &["command", "local", "resp", "session"]),
