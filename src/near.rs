@@ -274,6 +274,9 @@ pub struct Touched {
 impl Touched {
     /// One more command has been queued.
     pub fn add(&mut self, s: &Session, row: &Row, args: &Args<'_>) {
+        if self.all {
+            return;
+        }
         match touched(s, row, args) {
             Some(keys) if self.keys.len() + keys.len() <= KEYS => self.keys.extend(keys),
             Some(_) | None => self.any(),
@@ -286,10 +289,10 @@ impl Touched {
         self.keys = Vec::new();
     }
 
-    /// The guard of its EXEC.
-    pub fn guard(self, s: &mut Session) -> Option<Guard> {
-        if self.all {
-            return everything(s);
+    /// The guard of its EXEC; `lasting`: it runs scripts, and may take longer than it takes to turn a tier on.
+    pub fn guard(self, s: &mut Session, lasting: bool) -> Option<Guard> {
+        if self.all && (lasting || s.tenant.tier.wanted()) {
+            return Some(everything(s));
         }
         if self.keys.is_empty() {
             return None;
@@ -300,11 +303,9 @@ impl Touched {
 }
 
 /// What is about to be sent may change anything of the tenant's.
-pub fn everything(s: &mut Session) -> Option<Guard> {
-    s.tenant.tier.wanted().then(|| {
-        s.wrote = true;
-        Guard::all(&s.desk, &s.tenant.tier)
-    })
+pub fn everything(s: &mut Session) -> Guard {
+    s.wrote = true;
+    Guard::all(&s.desk, &s.tenant.tier)
 }
 
 /// Keys of a request that was passed on without being held; `None`: any.
