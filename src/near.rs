@@ -172,10 +172,11 @@ fn several(
     let mut missing: Vec<usize> = Vec::new();
     // A reply that is put together here stands in memory as a whole; a large one streams from the upstream instead.
     let mut large = false;
+    // For EXISTS: how many of those that are kept are there.
+    let mut sum = 0;
     if serves {
         let all = answer(s, |out| {
             let before = out.len();
-            let mut sum = 0;
             if row.keep == Keep::Values {
                 resp::put_header(out, b'*', args.len() as u64 - 1);
             }
@@ -218,6 +219,7 @@ fn several(
         name.other_key(&prefix, args.at(i));
         scratch.clear();
         if serves && store.get(name.id(), name.variant(), now, &mut scratch) {
+            sum += u64::from(scratch == b":1\r\n");
             continue;
         }
         let Some(ticket) = store.ticket(name.id()) else { continue };
@@ -227,7 +229,7 @@ fn several(
     if parts.is_empty() {
         return None;
     }
-    let take = if row.keep == Keep::Values { Take::Elements } else { Take::Each };
+    let take = if row.keep == Keep::Values { Take::Elements } else { Take::Each(sum) };
     let fetch = Fetch::parts(&desk, &s.tenant.tier, now, take, parts);
     Some(fetch_by(s, row, args, frame, spans, fetch))
 }

@@ -24,6 +24,9 @@
 //! - **Told after the fill.** `invalidate` and `mark` drop all variants of the key under that same lock. The epoch of a clearing makes the
 //!   entry void at once.
 //!
+//! Two reads of one reply may overtake each other: both tickets hold while the change between them has not been told. Which of them is the later
+//! one nobody can say, since they went by different connections. So `fill` keeps neither of two replies that differ.
+//!
 //! A hit that began after one of these calls returned sees its effect (`seq` says why), so no hit is older than the last change that was
 //! told when it began. A call concurrent with a hit may come before or after it, as with any store.
 //!
@@ -166,7 +169,8 @@ impl Store {
     }
 
     /// Keeps a reply until `expires` (milliseconds of the caller's clock; `u64::MAX` for ever) if the ticket still holds, in place of
-    /// what was kept for this variant. False: not kept.
+    /// the same reply kept for this variant. False: not kept. When another reply is kept for it, a change between the two is yet to be
+    /// told: the key is invalidated.
     pub fn fill(&self, ticket: Ticket, id: Id<'_>, variant: &[u8], reply: &[u8], expires: u64) -> bool {
         let hash = self.hash(id.upstream, id.key);
         if ticket.hash != hash || reply.len() > self.max_value || ticket.epoch != self.epochs.of(id.upstream, id.tenant)
@@ -176,6 +180,11 @@ impl Store {
         let probe = self.probe(id, variant, hash);
         let mut shard = self.shard(hash).lock();
         if shard.state.stripes.version(hash) != Some(ticket.version) {
+            return false;
+        }
+        if shard.differs(&probe, reply, ticket.epoch) {
+            shard.state.stripes.void(hash);
+            shard.drop_key(id.upstream, id.key, hash);
             return false;
         }
         shard.insert(&probe, reply, ticket.epoch, expires)

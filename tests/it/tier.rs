@@ -3,6 +3,7 @@ mod coherence;
 mod commands;
 mod history;
 mod operators;
+mod overtaken;
 mod reload;
 
 use std::thread;

@@ -67,11 +67,16 @@ impl Model {
                 let reply: Vec<u8> = (0..len).map(|_| rng.u8(..)).collect();
                 let expires = self.now + rng.u64(1..2000);
                 assert!(valid || !self.store.holds(&ticket, id(&name)), "a void ticket holds");
+                let held = self.store.holds(&ticket, id(&name));
                 let filled = self.store.fill(ticket, id(&name), &variant, &reply, expires);
                 assert!(!filled || valid, "a void ticket");
                 assert!(!filled || len <= 8192);
                 if filled {
                     self.kept.insert((name, variant), (reply, expires));
+                } else if held && len <= 8192 && self.kept.contains_key(&(name.clone(), variant)) {
+                    // It differs from what was kept.
+                    assert!(!self.store.holds(&ticket, id(&name)));
+                    self.forget(|n| n.0 == name.0 && n.2 == name.2);
                 }
             }
             85..87 => {

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{ON, count};
+use crate::is;
 use crate::support::scripted::{Act, Scripted};
 use crate::support::wire::{command, show};
 use crate::support::{Client, Fence, Redis};
-use crate::is;
 
 fn config(tier: bool) -> String {
     // Clients take turns with two connections upstream, so that readers need not stand behind what waits.
