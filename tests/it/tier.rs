@@ -5,6 +5,7 @@ mod history;
 mod operators;
 mod overtaken;
 mod reload;
+mod succession;
 
 use std::thread;
 use std::time::Duration;
