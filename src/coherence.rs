@@ -18,7 +18,7 @@ mod watch;
 
 use std::{
     cell::{OnceCell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -149,7 +149,10 @@ fn wanting(shared: &Shared, site: &Arc<Site>) -> Tenants {
 /// Has those rest whose values change far more often than they are asked for, and wakes them after a while.
 fn weigh(shared: &Shared, site: &Arc<Site>, balances: &mut BTreeMap<u32, Balance>) {
     let (asking, now) = (asking(shared, site), shared.tier.now());
-    balances.retain(|id, _| asking.iter().any(|tenant| tenant.id == *id));
+    if asking.len() < balances.len() {
+        let ids: BTreeSet<u32> = asking.iter().map(|tenant| tenant.id).collect();
+        balances.retain(|id, _| ids.contains(id));
+    }
     let settle = u64::try_from(site.target.socket_timeout.as_millis()).unwrap_or(u64::MAX / 2);
     for tenant in asking {
         let (hits, told) = tenant.tier.weight();

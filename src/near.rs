@@ -4,7 +4,11 @@
 //! A session is not answered from the tier when the upstream has to see its reads (CLIENT TRACKING, WATCH, MULTI, a connection of its own),
 //! when it wants no replies, when it has a write of its own in flight (a read sent behind it must come after it), and after KEYFENCE TIER OFF.
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, LazyLock},
+};
 
 use tokio::time::Instant;
 
@@ -18,6 +22,9 @@ use crate::{
     tier::{Fetch, Flight, Guard, LONGEST, Outcome, Part, Take, UNKNOWN},
     upstream::Owed,
 };
+
+/// The number of GET among the commands.
+static GET: LazyLock<u16> = LazyLock::new(|| command::find("GET").map_or(u16::MAX, |row| row.index));
 
 /// Most keys of a transaction that are marked one by one.
 const KEYS: usize = 1024;
@@ -38,7 +45,7 @@ pub fn read(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
         return None;
     }
     let now = s.desk.now(s.worker.clock.micros());
-    if !s.tenant.tier.tracks(now) || proxy::needs_other_user(s, row) {
+    if !s.tenant.tier.tracks(now) {
         return None;
     }
     let keys = match row.keys {
@@ -51,7 +58,7 @@ pub fn read(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
     let desk = Rc::clone(&s.desk);
     let mut name = desk.name.borrow_mut();
     // The parts of an MGET are what GET would have answered.
-    let known_as = if row.keep == Keep::Values { command::find("GET")?.index } else { row.index };
+    let known_as = if row.keep == Keep::Values { *GET } else { row.index };
     let proto = if s.proto == Proto::Resp3 { 3 } else { 2 };
     name.begin(s.tenant.site.number, s.tenant.id, s.tenant.db_base + s.db, proto, known_as);
     if keys.len() == 1 {
@@ -73,6 +80,9 @@ pub fn read(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
         s.tenant.tier.hit(desk.slot);
         proxy::answered_here(s, row, args);
         return Some(Flow::Next);
+    }
+    if proxy::needs_other_user(s, row) {
+        return None;
     }
     if let Some(flight) = joined.filter(|flight| flight.name == *name) {
         let outcome = after(s, &flight);
@@ -172,6 +182,8 @@ fn several(
     let mut missing: Vec<usize> = Vec::new();
     // A reply that is put together here stands in memory as a whole; a large one streams from the upstream instead.
     let mut large = false;
+    // The same for all keys.
+    let variant = store.variant_hash(name.id().tenant, name.variant());
     // For EXISTS: how many of those that are kept are there.
     let mut sum = 0;
     if serves {
@@ -183,7 +195,7 @@ fn several(
             for i in 1..args.len() {
                 name.other_key(&prefix, args.at(i));
                 let part = out.len();
-                if !store.get(name.id(), name.variant(), now, out) {
+                if !store.get_hashed(name.id(), (name.variant(), variant), now, out) {
                     out.truncate(before);
                     missing.push(i);
                     return false;
@@ -211,6 +223,9 @@ fn several(
         if large {
             return None;
         }
+    }
+    if proxy::needs_other_user(s, row) {
+        return None;
     }
     s.tenant.tier.missed(desk.slot);
     let mut scratch = Vec::new();

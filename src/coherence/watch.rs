@@ -146,12 +146,18 @@ impl Watch {
             }
             return false;
         }
-        let new = self.tenants.values().filter(|tenant| !current.tenants.values().any(|known| known.id == tenant.id));
         // A ticket that was taken while nobody was told of their changes must not outlive this.
-        new.for_each(|tenant| self.tier.clear_tenant(tenant.id));
+        self.without(current).for_each(|tenant| self.tier.clear_tenant(tenant.id));
+        current.without(self).for_each(|tenant| tenant.tier.end());
         self.postponed.borrow_mut().extend(current.resign());
         self.begin();
         true
+    }
+
+    /// Those of its tenants that the other does not have.
+    fn without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Arc<Tenant>> {
+        let has = |prefix, id| other.tenants.get(prefix).is_some_and(|tenant| tenant.id == id);
+        self.tenants.iter().filter(move |(prefix, tenant)| !has(*prefix, tenant.id)).map(|(_, tenant)| tenant)
     }
 
     fn begin(self: &Rc<Self>) {

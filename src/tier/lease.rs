@@ -19,6 +19,11 @@ struct Slot {
     fills: AtomicU64,
 }
 
+/// A number that one thread writes all the time, away from what others read all the time.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Apart(AtomicU64);
+
 /// What is known of a tenant's part of the tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -57,7 +62,7 @@ pub struct Lease {
     holds: AtomicU32,
     /// How many of these were answered, and wait for the tracking connection to be past them.
     releasing: AtomicU32,
-    invalidations: AtomicU64,
+    invalidations: Apart,
     counters: OnceLock<Box<[Slot]>>,
     /// Wakes who keeps the tracking connection.
     wake: Arc<Notify>,
@@ -203,7 +208,7 @@ impl Lease {
 
     /// The upstream said that a key changed.
     pub fn invalidated(&self) {
-        self.invalidations.fetch_add(1, Ordering::Relaxed);
+        self.invalidations.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Hits, and keys that changed.
@@ -221,7 +226,7 @@ impl Lease {
             hits: sum(&|slot| &slot.hits),
             misses: sum(&|slot| &slot.misses),
             fills: sum(&|slot| &slot.fills),
-            invalidations: self.invalidations.load(Ordering::Relaxed),
+            invalidations: self.invalidations.0.load(Ordering::Relaxed),
             ..Stats::default()
         }
     }

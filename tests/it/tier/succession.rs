@@ -120,7 +120,9 @@ fn a_successor_waits_for_its_predecessors_last_word() {
     log.wait_for_lines(1, "the tier is on");
     fence.reload(&patient(true), "settings reloaded");
     let mut client = client(&fence);
-    while !ASKED.load(Ordering::Relaxed) {}
+    while !ASKED.load(Ordering::Relaxed) {
+        thread::yield_now();
+    }
     for _ in 0..20 {
         is!(client, ["PING"], "+PONG\r\n");
         assert_eq!(log.lines_with("the tier is on"), 1, "it has not heard the last of the one before it");
