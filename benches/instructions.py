@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Instructions per command on the whole path, counted by callgrind: `benches/instructions.py [get set mget mset]`.
+"""Instructions per command on the whole path, counted by callgrind: `benches/instructions.py [get set mget mset hit mhit]`.
 
 Needs valgrind. `benches/path.rs` is run twice with different numbers of commands; the difference is the commands' own. The client's side in
 the same process is in it (some ten instructions per command and a comparison of bytes); system calls count as nothing.
@@ -28,7 +28,7 @@ def count(program, name, depth, commands):
 
 program = binary()
 print("instructions per command")
-for name in sys.argv[1:] or ["get", "set", "mget", "mset"]:
+for name in sys.argv[1:] or ["get", "set", "mget", "mset", "hit", "mhit"]:
     for depth in (1, 16, 200):
         each = (count(program, name, depth, MANY) - count(program, name, depth, FEW)) / (MANY - FEW)
         print(f"{name} pipeline {depth}: {each:.0f}", flush=True)

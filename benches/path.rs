@@ -2,8 +2,10 @@
 //! keyfence's own thread and allocations per command.
 //!
 //! ```text
-//! cargo bench --bench path [-- get|set|mget|mset [pipeline [commands]]]
+//! cargo bench --bench path [-- get|set|mget|mset|hit|mhit [pipeline [commands]]]
 //! ```
+//!
+//! `hit` and `mhit` are GET and MGET with the in-process tier, which answers them.
 //!
 //! `benches/instructions.py` runs it under callgrind, twice with different numbers of commands, for instructions per command.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
@@ -62,9 +64,11 @@ fn load(name: &str) -> (Vec<u8>, Vec<u8>) {
     let key = |i: usize| format!("{KEY}:{i}");
     let words = |head: &str, rest: Vec<String>| frame(&[vec![head.to_owned()], rest].concat());
     match name {
-        "get" => (words("GET", vec![key(0)]), bulk.into_bytes()),
+        "get" | "hit" => (words("GET", vec![key(0)]), bulk.into_bytes()),
         "set" => (words("SET", vec![key(0), value]), b"+OK\r\n".to_vec()),
-        "mget" => (words("MGET", (0..10).map(key).collect()), format!("*10\r\n{}", bulk.repeat(10)).into_bytes()),
+        "mget" | "mhit" => {
+            (words("MGET", (0..10).map(key).collect()), format!("*10\r\n{}", bulk.repeat(10)).into_bytes())
+        }
         _ => (words("MSET", (0..10).flat_map(|i| [key(i), value.clone()]).collect()), b"+OK\r\n".to_vec()),
     }
 }
@@ -120,6 +124,7 @@ fn main() {
         listen: vec![format!("127.0.0.1:{port}")],
         upstream: Some(format!("redis://127.0.0.1:{upstream}")),
         workers: Some("1".into()),
+        tier: args.first().filter(|name| name.ends_with("hit")).map(|_| "64MiB".into()),
         admin: Some("127.0.0.1:0".into()),
         ..CliOverrides::default()
     };

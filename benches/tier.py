@@ -6,6 +6,7 @@
 Needs redis-server, redis-benchmark and a built target/release/keyfence (or KEYFENCE_BINARY). Prints figures and asserts nothing. Linux only.
 """
 
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -66,32 +67,38 @@ def hot():
 
 
 def writes():
-    print("45 clients that SET and 5 that GET among 1,000 keys, pipelines of 16, 1 worker: commands per second together")
-    rounds = []
-    for turn in range(6):
-        tier = turn % 2 == 1
-        with World(*(ON if tier else ())) as world:
-            if tier:
-                until_live(world)
+    print("45 clients that SET and 5 that GET among 1,000 keys, pipelines of 16, 1 worker: commands per second together, processor time per command.")
+    print("With the tier first while it answers, then when it rests, which it does after four seconds of this")
+    rounds = {"off": [], "answers": [], "rests": []}
+
+    def measure(world, what):
+        start, before, before_redis = time.perf_counter(), world.cpu(), world.cpu(world.redis)
+        loads = ((45, 900_000, "SET", "key:__rand_int__", "v" * 64), (5, 100_000, "GET", "key:__rand_int__"))
+        threads = [threading.Thread(target=benchmark, args=(world.port, clients, 16, count, *words)) for clients, count, *words in loads]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took = time.perf_counter() - start
+        figures = (1_000_000 / took, world.cpu() - before, world.cpu(world.redis) - before_redis)
+        rounds[what].append(figures)
+        print(f"  {what:8} {figures[0]:10,.0f}/s   keyfence {figures[1]:.3f} us   redis {figures[2]:.3f} us", flush=True)
+
+    for _ in range(5):
+        with World() as world:
             benchmark(world.port, 50, 16, 100_000, "SET", "key:__rand_int__", "v" * 64)
-            done = {}
-
-            def run(what, clients, count, *words):
-                done[what] = benchmark(world.port, clients, 16, count, *words)[0]
-
-            start, before, before_redis = time.perf_counter(), world.cpu(), world.cpu(world.redis)
-            threads = [threading.Thread(target=run, args=("set", 45, 1_800_000, "SET", "key:__rand_int__", "v" * 64)),
-                       threading.Thread(target=run, args=("get", 5, 200_000, "GET", "key:__rand_int__"))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            took = time.perf_counter() - start
-            figures = (2_000_000 / took, (world.cpu() - before) / 2, (world.cpu(world.redis) - before_redis) / 2)
-            rounds.append((tier, figures))
-            print(f"  tier {'on ' if tier else 'off'}  {figures[0]:10,.0f}/s   keyfence {figures[1]:.3f} us   redis {figures[2]:.3f} us", flush=True)
-    off, on = ([statistics.median(f[i] for tier, f in rounds if tier is wanted) for i in range(3)] for wanted in (False, True))
-    print(f"median: off {off[0]:,.0f}/s, on {on[0]:,.0f}/s ({on[0] / off[0] - 1:+.1%})")
+            measure(world, "off")
+        with World(*ON) as world:
+            until_live(world)
+            benchmark(world.port, 50, 16, 100_000, "SET", "key:__rand_int__", "v" * 64)
+            measure(world, "answers")
+            while info(world.port)["tier_resting"] != "1":
+                benchmark(world.port, 50, 16, 200_000, "SET", "key:__rand_int__", "v" * 64)
+            measure(world, "rests")
+    medians = {what: [statistics.median(column) for column in zip(*figures)] for what, figures in rounds.items()}
+    for what in ("answers", "rests"):
+        ratios = [now / off - 1 for now, off in zip(medians[what], medians["off"])]
+        print(f"median, {what}: {ratios[0]:+.1%} commands per second, {ratios[1]:+.1%} processor time of keyfence, {ratios[2]:+.1%} of redis")
 
 
 def stale():
@@ -134,6 +141,17 @@ def stale():
                   f" p50 {ages[1000] * 1e6:.0f} us, p99 {ages[1980] * 1e6:.0f} us, max {ages[-1] * 1e6:.0f} us", flush=True)
 
 
+def watch(port, done, results):
+    stream, ping, times = connect(port), command("PING"), []
+    while not done.is_set():
+        start = time.perf_counter()
+        stream.sendall(ping)
+        stream.recv(64)
+        times.append(time.perf_counter() - start)
+        time.sleep(0.0005)
+    results.send(times)
+
+
 def memory():
     count, batch = 10_000_000, 1000
     for further in ((), ("--tier", "64MiB")):
@@ -145,22 +163,14 @@ def memory():
                 direct.sendall(command("EVAL", "for i = ARGV[1], ARGV[1] + 99999 do redis.call('SET', 'keyfence:key:' .. string.format('%d', i), ARGV[2]) end", 0,
                                        first, "v" * 64))
                 lines(direct)
-            stream, watcher = connect(world.port), connect(world.port)
+            stream = connect(world.port)
             stream.sendall(command("GET", "key:0"))
             stream.recv(65536)
-            base, worst, done = world.memory("VmRSS"), [], threading.Event()
-
-            def watch():
-                ping = command("PING")
-                while not done.is_set():
-                    start = time.perf_counter()
-                    watcher.sendall(ping)
-                    watcher.recv(64)
-                    worst.append(time.perf_counter() - start)
-                    time.sleep(0.0005)
-
-            thread = threading.Thread(target=watch)
-            thread.start()
+            base, done = world.memory("VmRSS"), multiprocessing.Event()
+            ours, theirs = multiprocessing.Pipe(False)
+            # A process of its own: in this one it would wait for the other thread's turn to end.
+            watcher = multiprocessing.Process(target=watch, args=(world.port, done, theirs))
+            watcher.start()
             start = time.perf_counter()
             for first in range(0, count, batch):
                 stream.sendall(b"".join(command("GET", f"key:{i}") for i in range(first, first + batch)))
@@ -169,8 +179,8 @@ def memory():
                     ends += stream.recv(1 << 20).count(b"\n")
             took = time.perf_counter() - start
             done.set()
-            thread.join()
-            worst.sort()
+            worst = sorted(ours.recv())
+            watcher.join()
             grown = world.memory("VmHWM") - base
             print(f"tier {'64 MiB' if further else 'off   '}: {count:,} keys of 64 bytes read in {took:.0f} s; resident {base:,} KiB, at most {grown:,} KiB more;"
                   f" a PING meanwhile p99 {worst[len(worst) * 99 // 100] * 1e3:.2f} ms, max {worst[-1] * 1e3:.2f} ms"

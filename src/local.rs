@@ -351,7 +351,7 @@ pub fn greet(s: &mut Session, hello: Hello) {
 fn tier_mode(s: &mut Session, args: &Args<'_>) -> Flow {
     match (args.len(), (args.len() > 2).then(|| args.at(2).to_ascii_uppercase()).as_deref()) {
         (2, _) => {
-            let mode = match (s.tenant.tier.wanted(), s.near) {
+            let mode = match (s.tenant.tier.asked(), s.near) {
                 (false, _) => "none",
                 (true, true) => "on",
                 (true, false) => "off",

@@ -4,7 +4,11 @@
 //! A session is not answered from the tier when the upstream has to see its reads (CLIENT TRACKING, WATCH, MULTI, a connection of its own),
 //! when it wants no replies, when it has a write of its own in flight (a read sent behind it must come after it), and after KEYFENCE TIER OFF.
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, LazyLock},
+};
 
 use tokio::time::Instant;
 
@@ -18,6 +22,9 @@ use crate::{
     tier::{Fetch, Flight, Guard, LONGEST, Outcome, Part, Take, UNKNOWN},
     upstream::Owed,
 };
+
+/// The number of GET among the commands.
+static GET: LazyLock<u16> = LazyLock::new(|| command::find("GET").map_or(u16::MAX, |row| row.index));
 
 /// Most keys of a transaction that are marked one by one.
 const KEYS: usize = 1024;
@@ -38,7 +45,7 @@ pub fn read(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
         return None;
     }
     let now = s.desk.now(s.worker.clock.micros());
-    if !s.tenant.tier.tracks(now) || proxy::needs_other_user(s, row) {
+    if !s.tenant.tier.tracks(now) {
         return None;
     }
     let keys = match row.keys {
@@ -51,7 +58,7 @@ pub fn read(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
     let desk = Rc::clone(&s.desk);
     let mut name = desk.name.borrow_mut();
     // The parts of an MGET are what GET would have answered.
-    let known_as = if row.keep == Keep::Values { command::find("GET")?.index } else { row.index };
+    let known_as = if row.keep == Keep::Values { *GET } else { row.index };
     let proto = if s.proto == Proto::Resp3 { 3 } else { 2 };
     name.begin(s.tenant.site.number, s.tenant.id, s.tenant.db_base + s.db, proto, known_as);
     if keys.len() == 1 {
@@ -73,6 +80,9 @@ pub fn read(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
         s.tenant.tier.hit(desk.slot);
         proxy::answered_here(s, row, args);
         return Some(Flow::Next);
+    }
+    if proxy::needs_other_user(s, row) {
+        return None;
     }
     if let Some(flight) = joined.filter(|flight| flight.name == *name) {
         let outcome = after(s, &flight);
@@ -172,17 +182,20 @@ fn several(
     let mut missing: Vec<usize> = Vec::new();
     // A reply that is put together here stands in memory as a whole; a large one streams from the upstream instead.
     let mut large = false;
+    // The same for all keys.
+    let variant = store.variant_hash(name.id().tenant, name.variant());
+    // For EXISTS: how many of those that are kept are there.
+    let mut sum = 0;
     if serves {
         let all = answer(s, |out| {
             let before = out.len();
-            let mut sum = 0;
             if row.keep == Keep::Values {
                 resp::put_header(out, b'*', args.len() as u64 - 1);
             }
             for i in 1..args.len() {
                 name.other_key(&prefix, args.at(i));
                 let part = out.len();
-                if !store.get(name.id(), name.variant(), now, out) {
+                if !store.get_hashed(name.id(), (name.variant(), variant), now, out) {
                     out.truncate(before);
                     missing.push(i);
                     return false;
@@ -211,6 +224,9 @@ fn several(
             return None;
         }
     }
+    if proxy::needs_other_user(s, row) {
+        return None;
+    }
     s.tenant.tier.missed(desk.slot);
     let mut scratch = Vec::new();
     let mut parts = Vec::new();
@@ -218,6 +234,7 @@ fn several(
         name.other_key(&prefix, args.at(i));
         scratch.clear();
         if serves && store.get(name.id(), name.variant(), now, &mut scratch) {
+            sum += u64::from(scratch == b":1\r\n");
             continue;
         }
         let Some(ticket) = store.ticket(name.id()) else { continue };
@@ -227,7 +244,7 @@ fn several(
     if parts.is_empty() {
         return None;
     }
-    let take = if row.keep == Keep::Values { Take::Elements } else { Take::Each };
+    let take = if row.keep == Keep::Values { Take::Elements } else { Take::Each(sum) };
     let fetch = Fetch::parts(&desk, &s.tenant.tier, now, take, parts);
     Some(fetch_by(s, row, args, frame, spans, fetch))
 }
@@ -274,6 +291,9 @@ pub struct Touched {
 impl Touched {
     /// One more command has been queued.
     pub fn add(&mut self, s: &Session, row: &Row, args: &Args<'_>) {
+        if self.all {
+            return;
+        }
         match touched(s, row, args) {
             Some(keys) if self.keys.len() + keys.len() <= KEYS => self.keys.extend(keys),
             Some(_) | None => self.any(),
@@ -286,10 +306,10 @@ impl Touched {
         self.keys = Vec::new();
     }
 
-    /// The guard of its EXEC.
-    pub fn guard(self, s: &mut Session) -> Option<Guard> {
-        if self.all {
-            return everything(s);
+    /// The guard of its EXEC; `lasting`: it runs scripts, and may take longer than it takes to turn a tier on.
+    pub fn guard(self, s: &mut Session, lasting: bool) -> Option<Guard> {
+        if self.all && (lasting || s.tenant.tier.wanted()) {
+            return Some(everything(s));
         }
         if self.keys.is_empty() {
             return None;
@@ -300,11 +320,9 @@ impl Touched {
 }
 
 /// What is about to be sent may change anything of the tenant's.
-pub fn everything(s: &mut Session) -> Option<Guard> {
-    s.tenant.tier.wanted().then(|| {
-        s.wrote = true;
-        Guard::all(&s.desk, &s.tenant.tier)
-    })
+pub fn everything(s: &mut Session) -> Guard {
+    s.wrote = true;
+    Guard::all(&s.desk, &s.tenant.tier)
 }
 
 /// Keys of a request that was passed on without being held; `None`: any.

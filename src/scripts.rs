@@ -334,10 +334,8 @@ fn send(
         Owed::Rewritten(Box::new(Unprefix::new(rule, Rc::clone(&s.prefix)).of(Some(flight))))
     };
     conn.expect_script(&s.down, owed, what);
-    if !row.name.ends_with("_RO")
-        && let Some(guard) = near::everything(s)
-    {
-        conn.guard(guard);
+    if !row.name.ends_with("_RO") {
+        conn.guard(near::everything(s));
     }
     None
 }

@@ -26,10 +26,16 @@
 //!    tenant instead: no hits from before it is sent until a PING that was sent after its reply was answered with PONG on the tracking connection; the
 //!    upstream has said by then which keys it changed.
 //! 3. *A write that nobody heard of* (its connection broke): nobody was told that it was done, so it is as one elsewhere.
+//!    Of two reads of one reply, in flight at once, either may be the older one, if the write between them is not told yet: they are not kept
+//!    unless they agree.
 //! 4. *Time.* The reply expires with its key: PTTL, sent before the read, counted from before it was sent, so never later than upstream.
 //! 5. *The tracking connection.* Without it nothing is served: a tenant's [`Lease`] ends some time after the last PING that was answered, whatever else
 //!    happens or fails to happen here. When it is lost all is void, and again when the next one tracks, before the first lease: a ticket that
-//!    was taken in between holds for nothing.
+//!    was taken in between holds for nothing. When one takes over from another that lives, nothing is: the upstream tells both of what changes
+//!    after the second tracks, and what changed before has been heard by the first, since it was answered a PING that was sent after that.
+//! 6. *A tier that is turned on.* Writes that were sent before are not marked. The first lease begins `socket_timeout` later; by then they have been
+//!    answered, or were given up and belong to 3. What may take longer (what blocks, scripts) has its guard whether there is a tier or not,
+//!    and a transaction whose MULTI came before may change anything.
 
 mod fetch;
 mod flight;

@@ -166,6 +166,10 @@ fn watch(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
 
 fn begin(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
     let mut tx = Tx { broken: std::mem::take(&mut s.watch_lost), ..Tx::default() };
+    if !s.tenant.tier.wanted() {
+        // What is queued is not remembered until it is; by EXEC it may be.
+        tx.touched.any();
+    }
     if tx.broken {
         // The client's EXEC must fail, but only there: that is where it looks.
         s.tx = Some(tx);
@@ -481,7 +485,7 @@ fn exec(s: &mut Session) -> Flow {
     } else {
         conn.expect(&s.down, owed, false, What::NOTHING);
     }
-    if let Some(guard) = touched.guard(s) {
+    if let Some(guard) = touched.guard(s, scripts || functions) {
         conn.guard(guard);
     }
     Flow::Next

@@ -108,7 +108,7 @@ pub(super) fn wall(logins: &Logins) -> &'static str {
 
 /// Whether the tier answers for a tenant, and what it counted; none: the settings have none for it.
 pub(super) fn tier(shared: &Shared, tenant: &crate::tenant::Tenant) -> Option<(bool, Stats)> {
-    tenant.tier.wanted().then(|| (tenant.tier.tracks(shared.tier.now()), shared.tier.stats(tenant.id, &tenant.tier)))
+    tenant.tier.asked().then(|| (tenant.tier.tracks(shared.tier.now()), shared.tier.stats(tenant.id, &tenant.tier)))
 }
 
 /// The text.

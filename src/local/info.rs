@@ -24,8 +24,8 @@ pub struct View {
     blocked: usize,
     max_clients: usize,
     db: u32,
-    /// None: the settings have no tier for the tenant.
-    tier: Option<(bool, Stats)>,
+    /// Whether it answers, and whether it rests. None: the settings have no tier for the tenant.
+    tier: Option<(bool, bool, Stats)>,
 }
 
 /// The sections, in Redis's order.
@@ -60,9 +60,9 @@ impl View {
             blocked: own.iter().filter(|c| c.blocked.load(Ordering::Relaxed)).count(),
             max_clients: shared.limits.load().clients,
             db: s.db,
-            tier: s.tenant.tier.wanted().then(|| {
+            tier: s.tenant.tier.asked().then(|| {
                 let live = s.tenant.tier.tracks(shared.tier.now());
-                (live, shared.tier.stats(s.tenant.id, &s.tenant.tier))
+                (live, s.tenant.tier.resting(), shared.tier.stats(s.tenant.id, &s.tenant.tier))
             }),
         }
     }
@@ -119,9 +119,10 @@ impl View {
             },
             "keyfence" => match &self.tier {
                 None => "tier:off\r\n".into(),
-                Some((live, Stats { hits, misses, fills, invalidations, evictions, bytes, entries })) => format!(
-                    "tier:on\r\ntier_live:{}\r\ntier_hits:{hits}\r\ntier_misses:{misses}\r\ntier_fills:{fills}\r\ntier_invalidations:{invalidations}\r\ntier_evictions:{evictions}\r\ntier_bytes:{bytes}\r\ntier_entries:{entries}\r\n",
-                    u8::from(*live)
+                Some((live, resting, Stats { hits, misses, fills, invalidations, evictions, bytes, entries })) => format!(
+                    "tier:on\r\ntier_live:{}\r\ntier_resting:{}\r\ntier_hits:{hits}\r\ntier_misses:{misses}\r\ntier_fills:{fills}\r\ntier_invalidations:{invalidations}\r\ntier_evictions:{evictions}\r\ntier_bytes:{bytes}\r\ntier_entries:{entries}\r\n",
+                    u8::from(*live),
+                    u8::from(*resting)
                 ),
             },
             _ => String::new(),

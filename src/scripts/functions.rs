@@ -230,10 +230,8 @@ fn call(s: &mut Session, row: &'static Row, args: &Args<'_>) -> Flow {
         Owed::Rewritten(Box::new(Unprefix::new(Rule::Function(function), Rc::clone(&s.prefix))))
     };
     conn.expect_script(&s.down, owed, what);
-    if !row.name.ends_with("_RO")
-        && let Some(guard) = near::everything(s)
-    {
-        conn.guard(guard);
+    if !row.name.ends_with("_RO") {
+        conn.guard(near::everything(s));
     }
     if s.own.is_some() { Flow::After(Until::Drained) } else { Flow::Next }
 }

@@ -33,8 +33,9 @@ pub enum Take {
     Whole,
     /// MGET: each element is the reply of a GET, but for null, which also stands for a value of another type.
     Elements,
-    /// EXISTS: only the sum is there, but PTTL says it of each.
-    Each,
+    /// EXISTS: only the sum is there, but PTTL says it of each. They are kept if both say the same: that many of the parts, and of the others
+    /// this many, which are kept already, are there.
+    Each(u64),
 }
 
 /// See the module.
@@ -98,11 +99,7 @@ impl Fetch {
         match self.take {
             Take::Whole => self.parts.iter().for_each(|part| self.fill(part, &held)),
             Take::Elements => self.fill_elements(&held),
-            Take::Each => {
-                for part in self.parts.iter().filter(|part| part.ttl.get() >= -2) {
-                    self.fill(part, if part.ttl.get() == -2 { b":0\r\n" } else { b":1\r\n" });
-                }
-            }
+            Take::Each(others) => self.fill_each(others, &held),
         }
         self.end(if self.flight.is_some() { Outcome::Reply(Bytes::from(held)) } else { Outcome::Alone });
     }
@@ -114,6 +111,17 @@ impl Fetch {
             && store.fill(part.ticket, part.name.id(), part.name.variant(), reply, expires)
         {
             self.lease.filled(self.desk.slot);
+        }
+    }
+
+    fn fill_each(&self, others: u64, held: &[u8]) {
+        let there = self.parts.iter().filter(|part| part.ttl.get() >= -1).count() as u64;
+        // A part of which PTTL said nothing is not among them, so that the sum does not hold if it is there.
+        if !matches!(reply::length(held), Ok(Some((sum, _))) if u64::try_from(sum) == Ok(there + others)) {
+            return;
+        }
+        for part in self.parts.iter().filter(|part| part.ttl.get() >= -2) {
+            self.fill(part, if part.ttl.get() == -2 { b":0\r\n" } else { b":1\r\n" });
         }
     }
 

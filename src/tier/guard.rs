@@ -1,4 +1,7 @@
 //! A write on its way, as the tier sees it: kept with the one who waits for its reply, and over with it.
+//!
+//! What may outlast `socket_timeout` (what blocks, scripts) has one whether or not its tenant has a tier, or the process a store: either may
+//! come to be by a reload while it waits. Other writes have been answered, or their connection closed, before a new [`Lease`] begins.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -49,12 +52,15 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if let What::All(lease) = &self.what {
+            return lease.release_later();
+        }
         let Some(store) = self.desk.tier.store() else { return };
         match &self.what {
             What::Key(mark) => store.unmark(*mark),
             What::Keys(marks) => marks.iter().for_each(|mark| store.unmark(*mark)),
             What::Late(upstream, keys) => keys.iter().for_each(|key| store.invalidate(*upstream, key)),
-            What::All(lease) => lease.release_later(),
+            What::All(_) => {}
         }
     }
 }

@@ -19,6 +19,11 @@ struct Slot {
     fills: AtomicU64,
 }
 
+/// A number that one thread writes all the time, away from what others read all the time.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Apart(AtomicU64);
+
 /// What is known of a tenant's part of the tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -43,8 +48,12 @@ pub struct Stats {
 /// It is renewed, never merely on: whoever should renew it and does not ends it thereby.
 #[derive(Debug, Default)]
 pub struct Lease {
-    /// The settings want its values to be kept: writes are marked.
+    /// The settings want its values to be kept.
+    asked: AtomicBool,
+    /// And so does keyfence just now: writes are marked.
     wanted: AtomicBool,
+    /// Asked for, and not wanted: see [`Self::rest`].
+    resting: AtomicBool,
     /// Holds no earlier than this, in milliseconds of the tier's clock: writes that were sent unmarked have been answered by then.
     from: AtomicU64,
     /// Values are tracked, up to this moment; 0: they are not.
@@ -53,7 +62,7 @@ pub struct Lease {
     holds: AtomicU32,
     /// How many of these were answered, and wait for the tracking connection to be past them.
     releasing: AtomicU32,
-    invalidations: AtomicU64,
+    invalidations: Apart,
     counters: OnceLock<Box<[Slot]>>,
     /// Wakes who keeps the tracking connection.
     wake: Arc<Notify>,
@@ -66,13 +75,45 @@ impl Lease {
     }
 
     /// Whether the settings want it.
+    pub fn asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether it rests.
+    pub fn resting(&self) -> bool {
+        self.resting.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is to be had at all just now.
     #[inline]
     pub fn wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }
 
     /// The settings want it, or do not any more; it holds no earlier than `from`.
-    pub fn want(&self, wanted: bool, from: u64) {
+    pub fn want(&self, asked: bool, from: u64) {
+        self.asked.store(asked, Ordering::Relaxed);
+        if !asked {
+            self.resting.store(false, Ordering::Relaxed);
+        }
+        self.turn(asked && !self.resting(), from);
+        self.wake.notify_one();
+    }
+
+    /// It is not worth its cost: as if the settings did not want it, until [`Self::wake`].
+    pub fn rest(&self) {
+        self.resting.store(self.asked(), Ordering::Relaxed);
+        self.turn(false, 0);
+    }
+
+    /// The end of a rest; it holds no earlier than `from`.
+    pub fn wake(&self, from: u64) {
+        if self.resting.swap(false, Ordering::Relaxed) {
+            self.turn(true, from);
+        }
+    }
+
+    fn turn(&self, wanted: bool, from: u64) {
         if wanted && !self.wanted() {
             self.counters.get_or_init(|| (0..SLOTS).map(|_| Slot::default()).collect());
             self.from.store(from, Ordering::Relaxed);
@@ -81,7 +122,11 @@ impl Lease {
         if !wanted {
             self.end();
         }
-        self.wake.notify_one();
+    }
+
+    /// Whether changes have to be told of by now: it may begin.
+    pub fn due(&self, now: u64) -> bool {
+        self.wanted() && now >= self.from.load(Ordering::Relaxed)
     }
 
     /// Whether changes are being told: what is read now may be kept.
@@ -163,7 +208,13 @@ impl Lease {
 
     /// The upstream said that a key changed.
     pub fn invalidated(&self) {
-        self.invalidations.fetch_add(1, Ordering::Relaxed);
+        self.invalidations.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Hits, and keys that changed.
+    pub fn weight(&self) -> (u64, u64) {
+        let Stats { hits, invalidations, .. } = self.counted();
+        (hits, invalidations)
     }
 
     /// What is counted here; the rest is 0.
@@ -175,7 +226,7 @@ impl Lease {
             hits: sum(&|slot| &slot.hits),
             misses: sum(&|slot| &slot.misses),
             fills: sum(&|slot| &slot.fills),
-            invalidations: self.invalidations.load(Ordering::Relaxed),
+            invalidations: self.invalidations.0.load(Ordering::Relaxed),
             ..Stats::default()
         }
     }
@@ -197,6 +248,32 @@ mod tests {
         assert!(lease.serves(9) && !lease.serves(10));
         lease.want(false, 0);
         assert!(!lease.tracks(9));
+    }
+
+    #[test]
+    fn a_rest_is_as_if_it_were_off_and_ends_as_if_it_were_turned_on() {
+        let lease = Lease::default();
+        lease.want(true, 0);
+        lease.renew(0, 10);
+        lease.rest();
+        assert!(lease.asked() && !lease.wanted() && !lease.tracks(1));
+        lease.renew(1, 10);
+        lease.want(true, 0);
+        assert!(lease.resting() && !lease.wanted() && !lease.tracks(2), "a reload does not end it");
+        lease.wake(5);
+        assert!(lease.wanted() && !lease.resting() && !lease.due(4) && lease.due(5));
+        lease.renew(4, 10);
+        assert!(!lease.tracks(4));
+        lease.renew(5, 10);
+        assert!(lease.serves(6));
+        lease.wake(9);
+        assert!(lease.due(6), "it does not rest");
+        lease.rest();
+        lease.want(false, 0);
+        assert!(!lease.resting() && !lease.asked());
+        lease.wake(5);
+        lease.rest();
+        assert!(!lease.wanted() && !lease.resting(), "nobody asks for it");
     }
 
     #[test]

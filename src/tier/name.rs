@@ -15,13 +15,10 @@ pub struct Name(Vec<u8>);
 impl Name {
     /// Begins another name, in the same memory.
     pub fn begin(&mut self, upstream: u16, tenant: u32, db: u32, proto: u8, row: u16) {
+        let ([a, b], [c, d, e, f]) = (upstream.to_le_bytes(), tenant.to_le_bytes());
+        let ([g, h, i, j], [k, l]) = (db.to_le_bytes(), row.to_le_bytes());
         self.0.clear();
-        self.0.extend_from_slice(&upstream.to_le_bytes());
-        self.0.extend_from_slice(&tenant.to_le_bytes());
-        self.0.extend_from_slice(&[0; 4]);
-        self.0.extend_from_slice(&db.to_le_bytes());
-        self.0.push(proto);
-        self.0.extend_from_slice(&row.to_le_bytes());
+        self.0.extend_from_slice(&[a, b, c, d, e, f, 0, 0, 0, 0, g, h, i, j, proto, k, l]);
     }
 
     /// Adds an argument to the variant.

@@ -24,6 +24,9 @@
 //! - **Told after the fill.** `invalidate` and `mark` drop all variants of the key under that same lock. The epoch of a clearing makes the
 //!   entry void at once.
 //!
+//! Two reads of one reply may overtake each other: both tickets hold while the change between them has not been told. Which of them is the later
+//! one nobody can say, since they went by different connections. So `fill` keeps neither of two replies that differ.
+//!
 //! A hit that began after one of these calls returned sees its effect (`seq` says why), so no hit is older than the last change that was
 //! told when it began. A call concurrent with a hit may come before or after it, as with any store.
 //!
@@ -84,6 +87,10 @@ pub struct Mark {
     hash: u64,
 }
 
+/// The hash of a variant of a tenant's, for those who look for it with several keys.
+#[derive(Debug, Clone, Copy)]
+pub struct VariantHash(u64);
+
 /// What the store holds of one tenant, and what it let go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TenantStats {
@@ -123,8 +130,14 @@ impl Store {
         self.hasher.hash_one((upstream, key))
     }
 
+    /// The same for the tenant's number and the variant as long as the store is.
+    #[must_use]
+    pub fn variant_hash(&self, tenant: u32, variant: &[u8]) -> VariantHash {
+        VariantHash(self.hasher.hash_one((tenant, variant)))
+    }
+
     fn probe<'a>(&self, id: Id<'a>, variant: &'a [u8], hash: u64) -> Probe<'a> {
-        Probe::new(id, variant, hash, self.hasher.hash_one((id.tenant, variant)))
+        Probe::new(id, variant, hash, self.variant_hash(id.tenant, variant).0)
     }
 
     /// There is at least one shard, and their number is a power of two.
@@ -136,8 +149,13 @@ impl Store {
     /// `now`: milliseconds of a monotonic clock. Takes no lock unless it meets a write to the shard again and again, or finds an entry
     /// that is over, which it removes.
     pub fn get(&self, id: Id<'_>, variant: &[u8], now: u64, out: &mut Vec<u8>) -> bool {
+        self.get_hashed(id, (variant, self.variant_hash(id.tenant, variant)), now, out)
+    }
+
+    /// As [`Self::get`], with the variant's hash at hand; with another's nothing is found.
+    pub fn get_hashed(&self, id: Id<'_>, (variant, known): (&[u8], VariantHash), now: u64, out: &mut Vec<u8>) -> bool {
         let hash = self.hash(id.upstream, id.key);
-        let (probe, shard) = (self.probe(id, variant, hash), self.shard(hash));
+        let (probe, shard) = (Probe::new(id, variant, hash, known.0), self.shard(hash));
         let epoch = self.epochs.of(id.upstream, id.tenant);
         match shard.read(&probe, epoch, now, out) {
             Read::Hit => true,
@@ -166,7 +184,8 @@ impl Store {
     }
 
     /// Keeps a reply until `expires` (milliseconds of the caller's clock; `u64::MAX` for ever) if the ticket still holds, in place of
-    /// what was kept for this variant. False: not kept.
+    /// the same reply kept for this variant. False: not kept. When another reply is kept for it, a change between the two is yet to be
+    /// told: the key is invalidated.
     pub fn fill(&self, ticket: Ticket, id: Id<'_>, variant: &[u8], reply: &[u8], expires: u64) -> bool {
         let hash = self.hash(id.upstream, id.key);
         if ticket.hash != hash || reply.len() > self.max_value || ticket.epoch != self.epochs.of(id.upstream, id.tenant)
@@ -176,6 +195,11 @@ impl Store {
         let probe = self.probe(id, variant, hash);
         let mut shard = self.shard(hash).lock();
         if shard.state.stripes.version(hash) != Some(ticket.version) {
+            return false;
+        }
+        if shard.differs(&probe, reply, ticket.epoch) {
+            shard.state.stripes.void(hash);
+            shard.drop_key(id.upstream, id.key, hash);
             return false;
         }
         shard.insert(&probe, reply, ticket.epoch, expires)

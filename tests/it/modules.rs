@@ -6,8 +6,9 @@ use keyfence::command::ROWS;
 
 use crate::is;
 use crate::support::wire::show;
-use crate::support::{Fence, Redis};
+use crate::support::{Client, Fence, Redis};
 use crate::tenancy::{Speaker, TWO};
+use crate::tier;
 
 /// A value of each kind; `%` is the owner.
 const SEED: [&str; 9] = [
@@ -120,4 +121,35 @@ fn search_is_refused_row_by_row() {
     let ran: Vec<&str> =
         stats.split("\\r\\n").filter(|line| line.starts_with("cmdstat_FT.") || line.contains("_FT")).collect();
     assert!(ran.iter().all(|line| line.contains("FT.CREATE") || line.contains("FT.SUG")), "{ran:?}");
+}
+
+#[test]
+fn documents_kept_by_the_tier_are_true() {
+    let redis = Redis::with_modules();
+    let fence = Fence::start_at(redis.addr(), tier::ON);
+    fence.process().unwrap().wait_for_lines(1, "the tier is on");
+    let (mut reads, mut writes, mut upstream) = (fence.client(), fence.client(), redis.client());
+    let read = |client: &mut Client| show(&client.call(&[b"JSON.GET", b"doc", b"$.n"]));
+    // Reads until the tier answers, which it does soon after all changes have been told.
+    let kept = |client: &mut Client| {
+        let before = tier::count(client, "tier_hits");
+        loop {
+            let reply = read(client);
+            if tier::count(client, "tier_hits") > before {
+                return reply;
+            }
+        }
+    };
+    for n in 0..20 {
+        is!(writes, ["JSON.SET", "doc", "$", format!("{{\"n\":{n}}}")], "+OK\r\n");
+        let want = |n: i32| format!("${}\\r\\n[{n}]\\r\\n", n.to_string().len() + 2);
+        assert_eq!(kept(&mut reads), want(n));
+        assert_eq!(show(&writes.call(&[b"JSON.NUMINCRBY", b"doc", b"$.n", b"100"])), want(n + 100));
+        assert_eq!(read(&mut reads), want(n + 100));
+        assert_eq!(kept(&mut reads), want(n + 100));
+        // And past keyfence: the server tells of what its module did.
+        is!(upstream, [&b"JSON.SET"[..], &fence.upstream_key("doc"), b"$.n", b"-1"], "+OK\r\n");
+        while read(&mut reads) != want(-1) {}
+        assert_eq!(kept(&mut reads), want(-1));
+    }
 }

@@ -3,6 +3,9 @@ mod coherence;
 mod commands;
 mod history;
 mod operators;
+mod overtaken;
+mod reload;
+mod succession;
 
 use std::thread;
 use std::time::Duration;

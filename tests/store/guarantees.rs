@@ -29,9 +29,27 @@ fn a_filled_reply_is_served_per_variant() {
     assert_eq!(get(&store, b"k", b"strlen", 0).as_deref(), Some(&b":1\r\n"[..]));
     assert_eq!(get(&store, b"k", b"type", 0), None);
     assert_eq!(get(&store, b"K", b"get", 0), None);
-    assert!(fill(&store, b"k", b"get", b"$2\r\nvv\r\n", u64::MAX), "a later reply replaces the earlier");
-    assert_eq!(get(&store, b"k", b"get", 0).as_deref(), Some(&b"$2\r\nvv\r\n"[..]));
+    assert!(fill(&store, b"k", b"get", b"$1\r\nv\r\n", 1000), "the same again takes its place");
+    assert_eq!(get(&store, b"k", b"get", 0).as_deref(), Some(&b"$1\r\nv\r\n"[..]));
     assert_eq!(store.stats(1).entries, 2);
+    assert_eq!(get(&store, b"k", b"get", 1000), None, "with its own time");
+}
+
+/// Two reads of one reply, with a change between them that is yet to be told.
+#[test]
+fn of_two_replies_that_differ_neither_is_kept() {
+    for (first, second) in [(b"new", b"old"), (b"old", b"new")] {
+        let store = Store::new(4 * MIB, MIB);
+        let tickets = [(); 3].map(|()| store.ticket(id(b"k")).unwrap());
+        assert!(fill(&store, b"k", b"strlen", b":3", u64::MAX));
+        assert!(store.fill(tickets[0], id(b"k"), b"get", first, u64::MAX));
+        assert!(!store.fill(tickets[1], id(b"k"), b"get", second, u64::MAX));
+        assert_eq!(get(&store, b"k", b"get", 0), None);
+        assert_eq!(get(&store, b"k", b"strlen", 0), None, "which may be from before it as well");
+        assert!(!store.holds(&tickets[2], id(b"k")));
+        assert!(!store.fill(tickets[2], id(b"k"), b"get", b"old", u64::MAX));
+        assert!(fill(&store, b"k", b"get", b"new", u64::MAX));
+    }
 }
 
 #[test]

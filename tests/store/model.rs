@@ -63,15 +63,25 @@ impl Model {
             }
             60..85 if !self.tickets.is_empty() => {
                 let (name, ticket, valid) = self.tickets.swap_remove(rng.usize(..self.tickets.len()));
+                let again = rng.u8(..8) > 0;
                 let len = if rng.u8(..20) == 0 { rng.usize(..9000) } else { rng.usize(..200) };
-                let reply: Vec<u8> = (0..len).map(|_| rng.u8(..)).collect();
+                let fresh = || (0..len).map(|_| rng.u8(..)).collect();
+                // Most reads of what has not changed find what was found before.
+                let known = self.kept.get(&(name.clone(), variant.clone())).map(|(reply, _)| reply.clone());
+                let reply: Vec<u8> = known.filter(|_| again).unwrap_or_else(fresh);
+                let len = reply.len();
                 let expires = self.now + rng.u64(1..2000);
                 assert!(valid || !self.store.holds(&ticket, id(&name)), "a void ticket holds");
+                let held = self.store.holds(&ticket, id(&name));
                 let filled = self.store.fill(ticket, id(&name), &variant, &reply, expires);
                 assert!(!filled || valid, "a void ticket");
                 assert!(!filled || len <= 8192);
                 if filled {
                     self.kept.insert((name, variant), (reply, expires));
+                } else if held && len <= 8192 && self.kept.contains_key(&(name.clone(), variant)) {
+                    // It differs from what was kept.
+                    assert!(!self.store.holds(&ticket, id(&name)));
+                    self.forget(|n| n.0 == name.0 && n.2 == name.2);
                 }
             }
             85..87 => {

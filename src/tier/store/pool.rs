@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::entry::Head;
+use super::entry::{Head, low};
 use bytemuck::zeroed_slice_box;
 
 /// 64 bytes, as words.
@@ -114,15 +114,22 @@ impl Pool {
             self.word(at).store(u64::from_le_bytes(*word), Relaxed);
         }
         if !rest.is_empty() {
-            self.word(at).store(padded(rest), Relaxed);
+            self.word(at).store(last(bytes, rest), Relaxed);
         }
     }
 
     /// Whether `bytes`, padded, stand here; moves past them if so.
     pub(super) fn matches(&self, at: &mut Cursor, bytes: &[u8]) -> bool {
         let (words, rest) = bytes.as_chunks();
+        let all = words.len() + usize::from(!rest.is_empty());
+        // Most keys and variants stand within a cell.
+        if let Some(own) = self.cell(at.cell).get(at.word..at.word.saturating_add(all)) {
+            at.word += all;
+            return own.iter().zip(words).all(|(own, word)| own.load(Relaxed) == u64::from_le_bytes(*word))
+                && (rest.is_empty() || own.last().is_some_and(|own| own.load(Relaxed) == last(bytes, rest)));
+        }
         words.iter().all(|word| self.word(at).load(Relaxed) == u64::from_le_bytes(*word))
-            && (rest.is_empty() || self.word(at).load(Relaxed) == padded(rest))
+            && (rest.is_empty() || self.word(at).load(Relaxed) == last(bytes, rest))
     }
 
     /// Whether two entries' contents begin with the same words.
@@ -151,7 +158,11 @@ impl Pool {
     }
 }
 
-fn padded(rest: &[u8]) -> u64 {
+/// The last word of `bytes`, of which `rest` is less than a word, padded.
+fn last(bytes: &[u8], rest: &[u8]) -> u64 {
+    if let Some(word) = bytes.last_chunk() {
+        return u64::from_le_bytes(*word).checked_shr(64 - 8 * low(rest.len() as u64)).unwrap_or(0);
+    }
     let mut word = [0; 8];
     for (to, from) in word.iter_mut().zip(rest) {
         *to = *from;

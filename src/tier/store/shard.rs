@@ -114,6 +114,13 @@ impl Locked<'_> {
         }
     }
 
+    /// Whether another reply than this one is kept, of the same epoch.
+    pub(super) fn differs(&self, probe: &Probe<'_>, reply: &[u8], epoch: u64) -> bool {
+        let Some(Found { at, reply: mut kept }) = self.index.find(probe) else { return false };
+        let head = self.index.head(at);
+        head.epoch() == epoch && (head.reply_len() != reply.len() || !self.index.pool.matches(&mut kept, reply))
+    }
+
     /// Drops the entry if its time or epoch is over.
     pub(super) fn drop_over(&mut self, probe: &Probe<'_>, epoch: u64, now: u64) {
         let Some(Found { at, .. }) = self.index.find(probe) else { return };

@@ -41,6 +41,20 @@ fn a_write_made_elsewhere_is_told() {
 }
 
 #[test]
+fn a_server_that_loads_its_snapshot_tells() {
+    let near = Near::start();
+    let (mut client, mut plain) = (near.client(), near.redis.client());
+    is!(client, ["SET", "k", "old"], "+OK\r\n");
+    is!(plain, ["SAVE"], "+OK\r\n");
+    is!(client, ["SET", "k", "new"], "+OK\r\n");
+    settle(&mut client);
+    (0..2).for_each(|_| is!(client, ["GET", "k"], "$3\r\nnew\r\n"));
+    is!(plain, ["DEBUG", "RELOAD", "NOSAVE"], "+OK\r\n");
+    settle(&mut client);
+    is!(client, ["GET", "k"], "$3\r\nold\r\n");
+}
+
+#[test]
 fn eviction_and_expiry_by_the_server_are_told() {
     let near = Near::start();
     let (mut client, mut plain) = (near.client(), near.redis.client());
