@@ -62,6 +62,10 @@ pub struct CliOverrides {
 pub struct Config {
     /// Where clients connect; at least one, unless a tenant has one of its own.
     pub listen: Vec<Listen>,
+    /// Whether another process of the same user may have the addresses at the same time.
+    pub reuse_port: bool,
+    /// Permissions of unix sockets that are listened on; `None`: as the umask makes them.
+    pub unix_socket_mode: Option<u32>,
     /// Worker threads, 0 to 1024; 0: one per core.
     pub workers: usize,
     /// The namespace of everybody when there are no tenants.

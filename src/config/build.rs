@@ -25,6 +25,8 @@ impl Config {
         }
         let config = Self {
             listen,
+            reuse_port: s.bool("reuse_port"),
+            unix_socket_mode: mode_of(&s.text("unix_socket_mode")).map_err(|e| s.error("unix_socket_mode", e))?,
             workers: s.number("workers")?,
             key_prefix: Prefix::new(&s.text("key_prefix")).map_err(|e| s.error("key_prefix", e))?,
             max_clients: s.number("max_clients")?,
@@ -242,6 +244,17 @@ fn host_port(text: &str) -> Result<String, String> {
     }
     port.parse::<u16>().map_err(|_| wrong("; a port is 0 to 65535"))?;
     Ok(text.to_string())
+}
+
+/// Permissions as chmod(1) writes them; empty: none.
+fn mode_of(text: &str) -> Result<Option<u32>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|c| matches!(c, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+    mode.map(Some)
+        .ok_or_else(|| format!("{} is not permissions; write three octal digits, as \"0660\"", value::quoted(text)))
 }
 
 /// Pairs of whole numbers, as Redis's `save`.
