@@ -1,5 +1,6 @@
 //! Sockets of every kind, TCP, unix or TLS, split into a half that is read by its owner and a half that anyone on the worker may write to.
 
+pub mod announced;
 pub mod tls;
 
 use std::{

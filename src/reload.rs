@@ -347,6 +347,7 @@ impl Reload {
         self.shared.tls.store(listening);
         renewed.into_iter().for_each(|(tls, config)| tls.take(config));
         let gone = self.sites.take(staged);
+        self.shared.proxies.store(Arc::new(config.proxy_protocol.clone()));
         self.shared.limits.store(Arc::new(server::client_limits(&config)));
         self.shared.slowlog.set(config.admin.slowlog_threshold, config.admin.slowlog_length);
         directory.enforce_limits();

@@ -148,6 +148,7 @@ pub async fn run(
         functions: functions::own::Store::default(),
         slowlog: Arc::new(SlowLog::new(config.admin.slowlog_threshold, config.admin.slowlog_length)),
         tls: ArcSwapOption::new(listening),
+        proxies: ArcSwap::from_pointee(config.proxy_protocol.clone()),
         arriving: AtomicUsize::new(0),
         beats: Beats::of(workers),
         started: Instant::now(),

@@ -22,6 +22,7 @@ pub use reach::Reach;
 use crate::{
     clients::Clients,
     command::Slot,
+    config::Proxies,
     directory::Directory,
     downstream::{Downstream, Spares},
     login::Login,
@@ -110,6 +111,8 @@ pub struct Shared {
     pub functions: functions::own::Store,
     /// TLS of the listeners that have it.
     pub tls: ArcSwapOption<ListeningTls>,
+    /// Who is believed when it says whose a connection is.
+    pub proxies: ArcSwap<Proxies>,
     /// Connections that are not clients yet: they shake hands.
     pub arriving: AtomicUsize,
     /// That the workers go on.

@@ -26,7 +26,7 @@ use crate::{
     clients::Client,
     downstream::{Alarm, Downstream},
     login,
-    net::{ReadHalf, WriteHalf, split_tcp, split_unix},
+    net::{ReadHalf, WriteHalf, announced::Raw, split_tcp, split_unix},
     session::Session,
     worker::{Names, Shared, Worker},
 };
@@ -248,42 +248,79 @@ impl Door {
     }
 
     fn admit(self: &Rc<Self>, arrived: Arrived) {
-        match arrived {
+        let (raw, addresses, tls, announced) = match arrived {
             Arrived::Unix(stream) => {
-                self.greet(split_unix(stream), ("unix:0".into(), "unix:0".into()), Names::default());
+                let announced = self.worker.shared.proxies.load().unix;
+                (Raw::Unix(stream), ("unix:0".to_owned(), "unix:0".to_owned()), false, announced)
             }
             Arrived::Tcp(stream, peer, tls) => {
                 // One that is gone already needs no answer.
                 let Ok(local) = stream.local_addr() else { return };
-                let addresses = (peer.to_string(), local.to_string());
-                if !tls {
-                    if let Ok(halves) = split_tcp(stream) {
-                        self.greet(halves, addresses, Names::default());
-                    }
-                    return;
-                }
-                let Some(one) = self.handshakes.begin(&self.worker.shared, &self.sessions) else {
-                    tracing::debug!(client = addresses.0, "too many clients or handshakes: closed");
-                    self.worker.meter.cells.rejected.add(1);
-                    return;
-                };
-                tokio::task::spawn_local(Rc::clone(self).shake(stream, addresses, one));
+                let announced = self.worker.shared.proxies.load().include(peer.ip());
+                (Raw::Tcp(stream), (peer.to_string(), local.to_string()), tls, announced)
             }
+        };
+        if !tls && !announced {
+            self.greet_plain(raw, addresses);
+            return;
         }
+        let Some(one) = self.handshakes.begin(&self.worker.shared, &self.sessions) else {
+            tracing::debug!(client = addresses.0, "too many clients or handshakes: closed");
+            self.worker.meter.cells.rejected.add(1);
+            return;
+        };
+        let door = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                () = door.prepare(raw, addresses, (tls, announced), one) => {}
+                () = too_late(door.leaving.clone()) => {}
+            }
+        });
     }
 
-    /// Shakes hands, then greets.
-    async fn shake(self: Rc<Self>, stream: TcpStream, addresses: (String, String), one: Handshake) {
-        let Some(tls) = self.worker.shared.tls.load_full() else { return };
-        let shaken = tokio::select! {
-            shaken = handshake::shake(stream, Arc::clone(&tls.config), tls.names_asked_for) => shaken,
-            () = too_late(self.leaving.clone()) => Err(io::ErrorKind::TimedOut.into()),
+    /// Hears what a proxy says of the connection and shakes hands, as far as either is due, then greets.
+    async fn prepare(&self, raw: Raw, mut addresses: (String, String), (tls, announced): (bool, bool), one: Handshake) {
+        if announced {
+            match handshake::announced(&raw).await {
+                Ok(Some((from, to))) => addresses = (from.to_string(), to.to_string()),
+                // The proxy's own, to see whether we live.
+                Ok(None) => {}
+                // So do many of those who only look whether anybody listens.
+                Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                    tracing::debug!(proxy = addresses.0, %error, "a proxy's connection ended before its PROXY header");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(proxy = addresses.0, %error, "a proxy that is to send a PROXY header did not: closed");
+                    self.worker.meter.cells.unannounced.add(1);
+                    return;
+                }
+            }
+        }
+        let stream = match raw {
+            Raw::Tcp(stream) if tls => stream,
+            raw => {
+                // It is a client now, and counted as one.
+                drop(one);
+                return self.greet_plain(raw, addresses);
+            }
         };
-        // It is a client now, and counted as one.
+        let Some(tls) = self.worker.shared.tls.load_full() else { return };
+        let shaken = handshake::shake(stream, Arc::clone(&tls.config), tls.names_asked_for).await;
         drop(one);
         match shaken {
             Ok((read, write, names)) => self.greet((read, write), addresses, Names::new(names, tls)),
             Err(error) => tracing::debug!(client = addresses.0, %error, "no TLS handshake: closed"),
+        }
+    }
+
+    fn greet_plain(&self, raw: Raw, addresses: (String, String)) {
+        let halves = match raw {
+            Raw::Tcp(stream) => split_tcp(stream),
+            Raw::Unix(stream) => Ok(split_unix(stream)),
+        };
+        if let Ok(halves) = halves {
+            self.greet(halves, addresses, Names::default());
         }
     }
 

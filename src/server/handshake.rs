@@ -1,4 +1,4 @@
-//! What comes before a session: the TLS handshake of a new connection. Apart from accepting, so that nobody waits behind a slow one, and bounded
+//! What comes before a session: the header of a proxy and the TLS handshake of a new connection. Apart from accepting, so that nobody waits behind a slow one, and bounded
 //! in time, in number on a worker, and by `max_clients` together with the clients there are.
 
 use std::{
@@ -14,13 +14,20 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::accept::{Present, Sessions};
 use crate::{
-    net::{ReadHalf, WriteHalf, split_tls, tls::Stream},
+    net::{
+        ReadHalf, WriteHalf,
+        announced::{Announced, Raw},
+        split_tls,
+        tls::Stream,
+    },
     tls,
     worker::Shared,
 };
 
 /// A client that has not shaken hands after this long is closed.
 const WITHIN: Duration = Duration::from_secs(10);
+/// A proxy sends its header with the first packet; one that has not after this long is closed.
+const HEADER_WITHIN: Duration = Duration::from_secs(5);
 /// Handshakes in progress on one worker; a connection beyond them is closed at once, before it costs anything.
 const AT_ONCE: usize = 1024;
 
@@ -53,6 +60,14 @@ impl Handshakes {
         shared.arriving.fetch_add(1, Ordering::Relaxed);
         Some(Handshake { here: Rc::clone(self), shared: Arc::clone(shared), _present: sessions.enter() })
     }
+}
+
+/// What a proxy says of the connection.
+///
+/// # Errors
+/// As [`Raw::announced`], or `TimedOut`.
+pub(super) async fn announced(raw: &Raw) -> io::Result<Announced> {
+    timeout(HEADER_WITHIN, raw.announced()).await?
 }
 
 /// Shakes hands as `config` says: the connection's halves, and the names that may make it a tenant's.

@@ -37,7 +37,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("downstream", &["net"]),
     ("error", &[]),
     ("explain", &["command", "config", "glob", "pubsub", "resp", "rewrite", "scripts", "tenant", "tier"]),
-    ("fuzz", &["command", "resp", "rewrite"]),
+    ("fuzz", &["command", "net", "resp", "rewrite"]),
     ("glob", &[]),
     (
         "local",
@@ -237,6 +237,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "clients",
             "command",
+            "config",
             "directory",
             "downstream",
             "error",

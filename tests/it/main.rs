@@ -23,6 +23,7 @@ mod modules;
 mod monitor;
 mod property;
 mod protocol;
+mod proxied;
 mod pubsub;
 mod restart;
 mod scripts;
