@@ -70,6 +70,17 @@ impl ReadHalf {
 }
 
 impl ReadHalf {
+    /// Whether the socket has anything to read, or the peer's end. The socket itself is asked: the runtime might not have heard of it yet.
+    pub fn has_more(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+        let looked = match self {
+            Self::Tcp(s) => socket2::SockRef::from(s.as_ref()).peek(&mut byte),
+            Self::Unix(s) => socket2::SockRef::from(s.as_ref()).peek(&mut byte),
+            Self::Tls(s) => socket2::SockRef::from(s.socket()).peek(&mut byte),
+        };
+        !matches!(looked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Whether the peer has said that it will send no more, whatever is still unread.
     pub fn peer_closed(&self) -> bool {
         use futures_util::FutureExt as _;

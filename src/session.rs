@@ -64,6 +64,8 @@ pub const HELD: usize = 64 * 1024;
 const LOGIN_WITHIN: Duration = Duration::from_secs(60);
 /// How long a client that connected while the process stops has to send something.
 const FIRST_WORD: Duration = Duration::from_millis(500);
+/// How often a client that sends on is read from while the process stops, before it is asked to go.
+const LAST_READS: u32 = 64;
 /// What a client may have done in one turn: a command costs 1, an answer made here 1 more per 64 bytes.
 const TURN: u64 = 16 * 1024;
 /// How long a client that goes on over its tenant's rate waits for its next turn: this to twice this, so that many do not come back at once.
@@ -200,6 +202,8 @@ pub struct Session {
     eof: bool,
     /// It has sent something.
     spoken: bool,
+    /// How often it was read from since the process stops.
+    last_reads: u32,
     /// The last read filled its share: there is more.
     more: bool,
     idle: Option<Pin<Box<Sleep>>>,
@@ -289,6 +293,7 @@ impl Session {
             held_at: 0,
             eof: false,
             spoken: false,
+            last_reads: 0,
             more: false,
             idle: None,
             look_again: None,
@@ -460,7 +465,7 @@ impl Session {
                 self.watch_full();
             }
             self.unpin_when_done();
-            if alarm.leaving() && !alarm.draining() {
+            if alarm.leaving() && (!alarm.draining() || self.last_reads >= LAST_READS) {
                 return Poll::Ready(Step::Eof);
             }
             if let Some(idle) = &mut self.idle
@@ -481,7 +486,9 @@ impl Session {
             let mut scratch = worker.scratch.borrow_mut();
             let n = match self.read.poll_read(cx, &mut scratch[..READ]) {
                 // What it sent before it could know is answered; a request that nobody answers has not run.
-                Poll::Pending if alarm.draining() && !awaited => return Poll::Ready(Step::Eof),
+                Poll::Pending if alarm.draining() && !awaited && !self.read.has_more() => {
+                    return Poll::Ready(Step::Eof);
+                }
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => {
                     self.eof = true;
@@ -492,6 +499,7 @@ impl Session {
             };
             self.more = n == READ;
             self.spoken = true;
+            self.last_reads += u32::from(alarm.draining());
             self.cells.bytes_in.add(n as u64);
             self.count_written();
             if self.held.is_empty() {

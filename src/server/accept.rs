@@ -269,6 +269,7 @@ impl Door {
             self.worker.meter.cells.rejected.add(1);
             return;
         };
+        tracing::debug!(client = addresses.0, "client is arriving");
         let door = Rc::clone(self);
         tokio::task::spawn_local(async move {
             tokio::select! {

@@ -196,6 +196,40 @@ fn sockets_that_are_passed_on_outlive_any_restart() {
 }
 
 #[test]
+fn who_waits_at_the_end_is_served() {
+    let redis = Redis::start();
+    let (dir, addr) = (tempfile::tempdir().unwrap(), free_addr());
+    let socket = dir.path().join("kf.sock");
+    let config = settings(&dir, &format!("listen = ['{addr}', 'unix:{}']\nworkers = 2\n", socket.display()));
+    let words = keyfence(redis.addr(), &config);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
+    let process = start(command);
+    let mut known: Vec<_> = (0..10).map(|_| Place::Tcp(addr).connect()).collect();
+    assert!(known.iter_mut().all(|client| increments(&mut **client, "k")));
+    // It does not get to anything of this before it is told to stop.
+    process.signal("STOP");
+    let places = [Place::Tcp(addr), Place::Unix(socket)];
+    let mut waiting: Vec<_> = places.iter().cycle().take(100).map(Place::connect).collect();
+    for client in known.iter_mut().chain(&mut waiting) {
+        client.write_all(b"*2\r\n$4\r\nINCR\r\n$1\r\nk\r\n").unwrap();
+    }
+    process.signal("TERM");
+    process.signal("CONT");
+    let mut answers: Vec<u32> = Vec::new();
+    for mut client in known.into_iter().chain(waiting) {
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        let number = said.strip_prefix(':').and_then(|rest| rest.trim_end().parse().ok());
+        answers.push(number.unwrap_or_else(|| panic!("{said:?} is no answer, of {answers:?}")));
+    }
+    answers.sort_unstable();
+    assert_eq!(answers, (11..=120).collect::<Vec<u32>>());
+    let mut process = process;
+    assert!(process.wait().success());
+}
+
+#[test]
 fn a_socket_that_no_setting_names_is_an_error() {
     let (dir, addr) = (tempfile::tempdir().unwrap(), free_addr());
     let path = dir.path().join("kf.sock");
@@ -216,6 +250,23 @@ fn a_socket_that_no_setting_names_is_an_error() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{said}");
     assert!(said.contains(&format!("unix:{}", path.display())), "{said}");
+}
+
+#[test]
+fn the_admin_listener_may_be_passed_on_too() {
+    let redis = Redis::start();
+    let (dir, addr, admin) = (tempfile::tempdir().unwrap(), free_addr(), free_addr());
+    let config = settings(&dir, &format!("listen = ['{addr}']\n"));
+    let mut words = keyfence(redis.addr(), &config);
+    words.extend(["--admin".into(), admin.to_string()]);
+    words.drain(2..4);
+    let (tcp, http) = (TcpListener::bind(addr).unwrap(), TcpListener::bind(admin).unwrap());
+    for _ in 0..2 {
+        let process = with_sockets(&words, tcp.try_clone().unwrap().into(), http.try_clone().unwrap().into());
+        crate::support::http::until(admin, "/readyz", |r| r.status == 200);
+        assert!(increments(&mut *Place::Tcp(addr).connect(), "k"));
+        stop(process);
+    }
 }
 
 #[test]
