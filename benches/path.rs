@@ -133,9 +133,13 @@ fn main() {
     thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
         runtime
-            .block_on(keyfence::server::run(config, None, std::sync::Arc::default(), || {
-                Err("not in a benchmark".into())
-            }))
+            .block_on(keyfence::server::run(
+                config,
+                None,
+                std::sync::Arc::default(),
+                keyfence::server::Inherited::default(),
+                || Err("not in a benchmark".into()),
+            ))
             .unwrap();
     });
     let mut client = connect(port);

@@ -31,7 +31,7 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
-    net::{TcpListener, TcpStream, lookup_host},
+    net::{TcpListener, TcpStream},
     runtime::Builder,
     sync::{Semaphore, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -155,22 +155,17 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Listens at `address`. One that another process has is tried again until it is free: a keyfence that takes over from another one
+    /// Listens at `at`, or on a socket that was passed for it. An address that another process has is tried again until it is free: a keyfence that takes over from another one
     /// gets it when that one has gone.
     ///
     /// # Errors
     /// A sentence: the address is none of this machine's, or may not be had.
-    pub async fn start(address: &str, board: &Arc<Board>) -> Result<Self, String> {
-        let failed = |e: io::Error| format!("cannot listen on {address} ([admin] listen): {e}");
-        let at = lookup_host(address)
-            .await
-            .map_err(failed)?
-            .next()
-            .ok_or_else(|| format!("cannot listen on {address} ([admin] listen): no such host"))?;
-        let bound = match bind(at) {
+    pub fn start(at: SocketAddr, given: Option<StdTcpListener>, board: &Arc<Board>) -> Result<Self, String> {
+        let failed = |e: io::Error| format!("cannot listen on {at} ([admin] listen): {e}");
+        let bound = match given.map_or_else(|| bind(at), Ok) {
             Ok(listener) => Some(listener),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                tracing::error!(%address, "the address of [admin] listen is another process's: tried again every second; admin.listen or --admin names another one");
+                tracing::error!(address = %at, "the address of [admin] listen is another process's: tried again every second; admin.listen or --admin names another one");
                 None
             }
             Err(error) => return Err(failed(error)),

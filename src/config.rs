@@ -23,8 +23,10 @@ pub use source::environment;
 pub use value::{Kind, Secret};
 
 use crate::tenant::password::Password;
+use ipnet::IpNet;
 use source::{Layers, NOT_SERVED, Origin};
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing::level_filters::LevelFilter;
@@ -62,6 +64,12 @@ pub struct CliOverrides {
 pub struct Config {
     /// Where clients connect; at least one, unless a tenant has one of its own.
     pub listen: Vec<Listen>,
+    /// Whether another process of the same user may have the addresses at the same time.
+    pub reuse_port: bool,
+    /// Who is to say with a PROXY header whose connections it passes on.
+    pub proxy_protocol: Proxies,
+    /// Permissions of unix sockets that are listened on; `None`: as the umask makes them.
+    pub unix_socket_mode: Option<u32>,
     /// Worker threads, 0 to 1024; 0: one per core.
     pub workers: usize,
     /// The namespace of everybody when there are no tenants.
@@ -92,6 +100,23 @@ pub struct Config {
     pub log: Log,
     /// All of it for an operator to look at.
     pub shown: Shown,
+}
+
+/// Proxies before keyfence, which are believed when they say whose a connection is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// Of TCP, by address.
+    pub networks: Vec<IpNet>,
+    /// Whoever connects to a unix socket.
+    pub unix: bool,
+}
+
+impl Proxies {
+    /// Whether the one at this address is.
+    pub fn include(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks.iter().any(|network| network.contains(&address))
+    }
 }
 
 /// The settings in force as text, tenants left out; a secret is `***`. Follows from the rest, and does not count in a comparison.

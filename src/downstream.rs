@@ -61,6 +61,7 @@ pub struct Alarm {
     waker: AtomicWaker,
     killed: AtomicBool,
     leaving: AtomicBool,
+    draining: AtomicBool,
 }
 
 impl Alarm {
@@ -81,9 +82,20 @@ impl Alarm {
         self.waker.wake();
     }
 
+    /// Ends the session as soon as it owes the client nothing, what the client has sent already included: the process stops.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
     /// Whether the session is to end when it owes nothing.
     pub fn leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.leaving.load(Ordering::Acquire) || self.draining()
+    }
+
+    /// Whether it is to end for no other reason than that the process stops.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire) && !self.leaving.load(Ordering::Acquire)
     }
 
     /// Makes the session look around.

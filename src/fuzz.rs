@@ -2,6 +2,7 @@
 
 use crate::{
     command::{self, Args, Keys, ROWS, Slot},
+    net::announced::{self, Next},
     resp::{
         put_bulk, put_header,
         reply::Scanner,
@@ -47,6 +48,43 @@ pub fn reply(data: &[u8]) {
         end => end,
     };
     assert_eq!(split, whole, "a split changed the outcome");
+}
+
+/// Headers of proxies: read in pieces they say what they say at once, and no byte behind them is taken.
+///
+/// # Panics
+/// When that does not hold.
+pub fn announced(data: &[u8]) {
+    let Some((&piece, bytes)) = data.split_first() else { return };
+    let read = |most: usize| {
+        let mut at = 0;
+        loop {
+            let rest = &bytes[at..];
+            let more = match announced::next(&bytes[..at]) {
+                Next::Whole => return (announced::parse(&bytes[..at]).ok(), at),
+                Next::Wrong => return (None, at),
+                Next::Bytes(n) => n.min(most).min(rest.len()),
+                Next::Line(n) => {
+                    let seen = &rest[..n.min(most).min(rest.len())];
+                    seen.iter().position(|byte| *byte == b'\n').map_or(seen.len(), |end| end + 1)
+                }
+            };
+            if more == 0 {
+                return (None, at);
+            }
+            at += more;
+        }
+    };
+    let whole = read(usize::MAX);
+    assert_eq!(read(usize::from(piece).max(1)).0, whole.0, "a split changed the outcome");
+    assert!(whole.1 <= 4096, "a header without a bound");
+    if let (Some(Some((from, to))), at) = whole
+        && bytes.starts_with(b"PROXY ")
+    {
+        let kind = if from.is_ipv4() { "TCP4" } else { "TCP6" };
+        let again = format!("PROXY {kind} {} {} {} {}\r\n", from.ip(), to.ip(), from.port(), to.port());
+        assert_eq!(announced::parse(again.as_bytes()), Ok(Some((from, to))), "of {}", bytes[..at].escape_ascii());
+    }
 }
 
 /// Rewriting: of any arguments to any command, what goes upstream is one frame of as many arguments, every key and template marked by the
@@ -103,6 +141,7 @@ mod tests {
             ("request", super::request as fn(&[u8])),
             ("reply", super::reply as fn(&[u8])),
             ("rewriting", super::rewriting as fn(&[u8])),
+            ("announced", super::announced as fn(&[u8])),
         ] {
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(seeds);
             let mut ran = 0;

@@ -54,6 +54,7 @@ pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod slowlog;
+pub mod systemd;
 pub mod tenant;
 pub mod tier;
 pub mod tls;

@@ -131,6 +131,7 @@ impl Queue {
     /// The log thread.
     fn write_all_to(&self, mut out: impl Write, calm: &Calm) {
         let mut since = tokio::time::Instant::now();
+        let mut failed = 0_u64;
         loop {
             let (mut state, _) = self
                 .filled
@@ -141,9 +142,7 @@ impl Queue {
             state.busy = true;
             drop(state);
             for line in lines {
-                if out.write_all(&line).is_err() {
-                    self.lost.fetch_add(1, Ordering::Relaxed);
-                }
+                self.put(&line, &mut out, &mut failed);
             }
             if since.elapsed() >= WINDOW {
                 since = tokio::time::Instant::now();
@@ -151,6 +150,19 @@ impl Queue {
             }
             self.state().busy = false;
             self.written.notify_all();
+        }
+    }
+}
+
+impl Queue {
+    /// Writes one line, or counts it as lost; `failed` of them in a row. When there is room again, that is said.
+    fn put(&self, line: &[u8], mut out: impl Write, failed: &mut u64) {
+        if out.write_all(line).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            *failed += 1;
+        } else if *failed > 0 {
+            let lines = std::mem::take(failed);
+            tracing::warn!(target: SUMMARY, lines, "the log could not be written for a while: lines are missing");
         }
     }
 }
@@ -266,6 +278,24 @@ mod tests {
         assert_eq!(queue.state().lines.len(), LINES);
         queue.push(vec![b'x'; BYTES]);
         assert_eq!(lost.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn lines_that_are_missing_are_told_once_there_is_room_again() {
+        let lost = Arc::<AtomicU64>::default();
+        let queue = Arc::new(Queue::new(Arc::clone(&lost)));
+        let layer = tracing_subscriber::fmt::layer().with_writer(Lines(Arc::clone(&queue))).with_ansi(false);
+        let mut failed = 0;
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let mut full = [0_u8; 0];
+            (0..3).for_each(|_| queue.put(b"line\n", &mut full[..], &mut failed));
+            assert!(queue.state().lines.is_empty());
+            (0..3).for_each(|_| queue.put(b"line\n", io::sink(), &mut failed));
+        });
+        assert_eq!(lost.load(Ordering::Relaxed), 3);
+        let state = queue.state();
+        assert_eq!(state.lines.len(), 1);
+        assert!(String::from_utf8_lossy(&state.lines[0]).contains("lines=3"));
     }
 
     #[test]

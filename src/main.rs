@@ -94,7 +94,7 @@ fn main() -> ExitCode {
             }
         }
         Command::Check => on_runtime(async {
-            let (target, child) = server::upstream(&config.upstream).await.map_err(|e| (EXIT_UNAVAILABLE, e))?;
+            let (target, child) = server::upstream(&config.upstream).await.map_err(|e| status(&e, EXIT_UNAVAILABLE))?;
             let report = check::report(&config, &target).await;
             if let Some(child) = child {
                 let (stop, stopping) = tokio::sync::watch::channel(true);
@@ -121,6 +121,13 @@ fn main() -> ExitCode {
         | Command::Completions { .. }
         | Command::Man
         | Command::HashPassword { .. } => {
+            let given = match server::Inherited::from_env() {
+                Ok(given) => given,
+                Err(error) => {
+                    complain(&format!("keyfence: {error}"));
+                    return ExitCode::from(EXIT_USAGE);
+                }
+            };
             let lost = Arc::<AtomicU64>::default();
             let log = match log::start(config.log, Arc::clone(&lost)) {
                 Ok(log) => log,
@@ -133,7 +140,9 @@ fn main() -> ExitCode {
             config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
             let file = overrides.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|f: &PathBuf| f.exists()));
             let again = || Config::load(&overrides, environment()).map_err(|e| e.to_string());
-            let outcome = run_on_runtime(async { server::run(config, file, lost, again).await.map_err(|e| (1, e)) });
+            let outcome = run_on_runtime(async {
+                server::run(config, file, lost, given, again).await.map_err(|e| status(&e, 1))
+            });
             log.finish();
             told(outcome)
         }
@@ -177,6 +186,12 @@ fn on_runtime(work: impl Future<Output = Result<(), (u8, String)>>) -> ExitCode 
 fn run_on_runtime(work: impl Future<Output = Result<(), (u8, String)>>) -> Result<(), (u8, String)> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.map_err(|error| (1, format!("no runtime: {error}")))?.block_on(work)
+}
+
+/// The exit status of a failure, and what is said of it; `other` is that of one that is not the settings'.
+fn status(failure: &server::Failure, other: u8) -> (u8, String) {
+    let status = if matches!(failure, server::Failure::Settings(_)) { EXIT_USAGE } else { other };
+    (status, failure.to_string())
 }
 
 /// The exit status of an outcome, which is said if it is none to be glad of.

@@ -1,5 +1,6 @@
 //! Sockets of every kind, TCP, unix or TLS, split into a half that is read by its owner and a half that anyone on the worker may write to.
 
+pub mod announced;
 pub mod tls;
 
 use std::{
@@ -69,6 +70,17 @@ impl ReadHalf {
 }
 
 impl ReadHalf {
+    /// Whether the socket has anything to read, or the peer's end. The socket itself is asked: the runtime might not have heard of it yet.
+    pub fn has_more(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+        let looked = match self {
+            Self::Tcp(s) => socket2::SockRef::from(s.as_ref()).peek(&mut byte),
+            Self::Unix(s) => socket2::SockRef::from(s.as_ref()).peek(&mut byte),
+            Self::Tls(s) => socket2::SockRef::from(s.socket()).peek(&mut byte),
+        };
+        !matches!(looked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Whether the peer has said that it will send no more, whatever is still unread.
     pub fn peer_closed(&self) -> bool {
         use futures_util::FutureExt as _;

@@ -23,7 +23,9 @@ use crate::{
     config::{self, AclWall, AuthMode, Config},
     directory::{DEFAULT, Directory},
     login::Login,
-    plane, server,
+    plane,
+    server::{self, Failure},
+    systemd,
     tls::UpstreamTls,
     upstream::{
         Logins, Site, Target,
@@ -89,8 +91,8 @@ impl Sites {
     /// The upstreams of `config`; one whose settings have not changed stays the same. Nothing is in force before [`Sites::take`].
     ///
     /// # Errors
-    /// When a managed server cannot be started.
-    pub async fn stage(&self, config: &Config) -> Result<Staged, String> {
+    /// When a managed server cannot be started, or a certificate cannot be used.
+    pub async fn stage(&self, config: &Config) -> Result<Staged, Failure> {
         let wanted = config.upstreams.iter().map(|(name, up)| (name.as_str(), up)).chain([(DEFAULT, &config.upstream)]);
         let settings = wanted.clone().map(|(name, up)| (name.to_owned(), up.clone())).collect();
         let mut staged = Staged { by_name: HashMap::new(), settings, managed: HashMap::new() };
@@ -294,6 +296,7 @@ impl Reload {
                 }
             }
             seen = self.file.as_deref().and_then(stamp);
+            systemd::reloading();
             let outcome = match again() {
                 Ok(config) => self.apply(config).await,
                 Err(error) => Err(error),
@@ -302,6 +305,7 @@ impl Reload {
             if let Err(error) = outcome {
                 tracing::error!(error, "reload failed: the settings stay as they were");
             }
+            systemd::ready();
         }
     }
 
@@ -320,7 +324,7 @@ impl Reload {
         let before = self.shared.directory.load_full();
         let listening = server::listening_tls(&Config { listen: self.config.listen.clone(), ..config.clone() })?;
         let renewed = self.sites.renew_tls()?;
-        let staged = self.sites.stage(&config).await?;
+        let staged = self.sites.stage(&config).await.map_err(|e| e.to_string())?;
         let directory = match self.prepare(&config, &staged, &before).await {
             Ok(directory) => directory,
             Err(error) => {
@@ -343,6 +347,7 @@ impl Reload {
         self.shared.tls.store(listening);
         renewed.into_iter().for_each(|(tls, config)| tls.take(config));
         let gone = self.sites.take(staged);
+        self.shared.proxies.store(Arc::new(config.proxy_protocol.clone()));
         self.shared.limits.store(Arc::new(server::client_limits(&config)));
         self.shared.slowlog.set(config.admin.slowlog_threshold, config.admin.slowlog_length);
         directory.enforce_limits();
@@ -415,6 +420,14 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     if old.workers != new.workers {
         names.push("workers");
         new.workers = old.workers;
+    }
+    if old.reuse_port != new.reuse_port {
+        names.push("reuse_port");
+        new.reuse_port = old.reuse_port;
+    }
+    if old.unix_socket_mode != new.unix_socket_mode {
+        names.push("unix_socket_mode");
+        new.unix_socket_mode = old.unix_socket_mode;
     }
     if old.admin.listen != new.admin.listen {
         names.push("admin.listen");

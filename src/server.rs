@@ -6,70 +6,76 @@
 //!      └──────────────── Shared ──────────────────────── upstream connections
 //! ```
 
+mod accept;
 mod handshake;
+mod listen;
 
-use handshake::Handshakes;
+pub use listen::Inherited;
 
 use std::{
-    cell::Cell,
-    io,
-    net::{SocketAddr, TcpListener as StdTcpListener},
-    os::unix::{fs::FileTypeExt as _, net::UnixListener as StdUnixListener},
-    path::{Path, PathBuf},
-    rc::Rc,
+    fmt,
+    path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::{
-    net::{TcpListener, TcpStream, UnixListener, lookup_host},
-    runtime::{Builder, LocalOptions},
-    sync::{Notify, watch},
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     admin::{Admin, Board, Phase},
-    clients::{Client, Clients},
+    clients::Clients,
     coherence,
-    config::{self, ClientAuth, Config, Endpoint as Place, Listen},
-    directory::{self, Directory},
-    downstream::{Alarm, Downstream},
-    login,
+    config::{self, ClientAuth, Config, Endpoint as Place},
+    directory::Directory,
     metrics::Metrics,
-    net::{ReadHalf, WriteHalf, split_tcp, split_unix},
     plane,
     reload::{Reload, Signals, Sites},
     scoped::Flushes,
     scripts::{functions, store::Store},
-    session::Session,
     slowlog::SlowLog,
+    systemd,
     tenant::throttle::Throttle,
     tier::{self, Tier},
     tls::{self, UpstreamTls},
     upstream::{Endpoint, Target, managed},
-    worker::{ClientLimits, ListeningTls, Names, Shared, Worker},
+    worker::{Beats, ClientLimits, ListeningTls, Shared},
 };
 
-/// Connections that may wait to be accepted, per worker.
-const BACKLOG: i32 = 1024;
-/// After a failed accept (no descriptors left, say), the next attempt comes this much later.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Why keyfence does not serve: a sentence for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The settings cannot be used, or a file that they name.
+    Settings(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self::Other(text)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Settings(text) | Self::Other(text)) = self;
+        f.write_str(text)
+    }
+}
 
 /// The place of one upstream of the settings, started first when it is managed.
 ///
 /// # Errors
-/// When the managed server cannot be started.
-pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::Managed>), String> {
+/// When the managed server cannot be started, or a certificate cannot be used.
+pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::Managed>), Failure> {
     let tls = match &up.endpoint {
         Place::Tcp { host, .. } if up.use_tls => {
-            let tls = UpstreamTls::new(host, &up.tls).map_err(|e| format!("upstream at {host}: {e}"))?;
+            let tls =
+                UpstreamTls::new(host, &up.tls).map_err(|e| Failure::Settings(format!("upstream at {host}: {e}")))?;
             Some(Arc::new(tls))
         }
         _ => None,
@@ -94,37 +100,34 @@ pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::
 }
 
 /// Serves until told to stop by SIGTERM or SIGINT; `again` reads the settings anew, on SIGHUP or when `file` changes. `lines_lost` counts what the
-/// log could not write. Needs a local runtime.
+/// log could not write; `given` are listeners that this process was started with. Needs a local runtime.
 ///
 /// # Errors
-/// A sentence for the operator: an address that cannot be bound, a managed upstream that does not start.
+/// An address that cannot be bound, a managed upstream that does not start, a certificate that cannot be read.
 pub async fn run(
     config: Config,
     file: Option<PathBuf>,
     lines_lost: Arc<AtomicU64>,
+    mut given: Inherited,
     again: impl Fn() -> Result<Config, String>,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let hangup = Signals::hangup()?;
     let workers = match config.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
+    // What needs no more than the settings comes first: nothing has been begun yet when it fails.
+    let listening = listening_tls(&config).map_err(Failure::Settings)?;
+    // Who takes over from another process listens only when it can serve: until then all clients go there.
+    let takes_over = config.reuse_port;
     let mut bound = Vec::new();
-    let of_all = config.listen.iter().map(|listen| (listen, false));
-    let of_tenants = config.tenants.iter().flat_map(|t| &t.listen).map(|listen| (listen, true));
-    for (listen, of_tenant) in of_all.chain(of_tenants) {
-        let one = Bound { of_tenant, ..bind(listen, workers).await? };
-        // Two listeners on one address would each get some of its connections, and with them the other's tenant.
-        let same = |b: &&Bound| b.shown.trim_start_matches("tls:") == one.shown.trim_start_matches("tls:");
-        if let Some(other) = bound.iter().find(same) {
-            return Err(format!("cannot listen on {}: it is the same address as {}", one.name, other.name));
-        }
-        bound.push(one);
+    if !takes_over {
+        bound = listen::bind_all(&config, workers, &mut given).await?;
     }
     let mut sites = Sites::default();
     let staged = sites.stage(&config).await?;
     sites.take(staged);
-    let port = bound.iter().find_map(|b| b.port).unwrap_or(0);
+    let port = bound.iter().find_map(|b| b.port).or_else(|| listen::port(&config)).unwrap_or(0);
     let directory = Directory::build(&config, &sites.by_name, None)?;
     directory.enforce_limits();
     let tier = Arc::<Tier>::default();
@@ -144,7 +147,10 @@ pub async fn run(
         scripts: Store::default(),
         functions: functions::own::Store::default(),
         slowlog: Arc::new(SlowLog::new(config.admin.slowlog_threshold, config.admin.slowlog_length)),
-        tls: ArcSwapOption::new(listening_tls(&config)?),
+        tls: ArcSwapOption::new(listening),
+        proxies: ArcSwap::from_pointee(config.proxy_protocol.clone()),
+        arriving: AtomicUsize::new(0),
+        beats: Beats::of(workers),
         started: Instant::now(),
         port,
         run_id: random_id(),
@@ -152,11 +158,11 @@ pub async fn run(
     let board = Board::new(&shared, workers);
     board.in_force(sites.by_name.values().cloned(), &config.shown);
     let admin = match &config.admin.listen {
-        Some(address) => match Admin::start(address, &board).await {
+        Some(address) => match start_admin(address, &board, &mut given).await {
             Ok(admin) => Some(admin),
             Err(error) => {
                 sites.stop().await;
-                return Err(error);
+                return Err(error.into());
             }
         },
         None => None,
@@ -169,6 +175,14 @@ pub async fn run(
         }
     }
     sites.look_after(&shared);
+    let all = if takes_over { listen::bind_all(&config, workers, &mut given).await } else { Ok(bound) };
+    let mut bound = match all.and_then(|bound| given.nothing_left(bound)) {
+        Ok(bound) => bound,
+        Err(error) => {
+            sites.stop().await;
+            return Err(error);
+        }
+    };
 
     let signals = Signals::all(hangup)?;
     let (leave, leaving) = watch::channel(None);
@@ -179,7 +193,7 @@ pub async fn run(
         let (shared, leaving) = (Arc::clone(&shared), leaving.clone());
         let thread = thread::Builder::new()
             .name(format!("worker-{n}"))
-            .spawn(move || work(&shared, n, listeners, leaving))
+            .spawn(move || accept::work(&shared, n, listeners, leaving))
             .map_err(|e| format!("cannot start a worker thread: {e}"))?;
         threads.push(thread);
     }
@@ -189,17 +203,27 @@ pub async fn run(
         tracing::info!(address = b.shown, workers, tenants = config.tenants.len(), "serving");
     }
 
+    systemd::ready();
+    let beating = Arc::clone(&shared);
+    let mut last = beating.beats.all();
+    let watching = tokio::task::spawn_local(systemd::keep_watch(move || {
+        let now = beating.beats.all();
+        let before = std::mem::replace(&mut last, now);
+        last.iter().zip(before).all(|(now, before)| *now != before)
+    }));
     let tidying = tokio::task::spawn_local(coherence::tidy(Arc::clone(&shared.tier)));
     let mut reload = Reload { config, file, sites, shared: Arc::clone(&shared), board: Arc::clone(&board) };
     reload.until_stopped(signals, again).await;
     tidying.abort();
+    watching.abort();
+    systemd::stopping();
     let Reload { config, mut sites, .. } = reload;
     tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
     board.enter(Phase::Draining);
     shared.draining.store(true, Ordering::SeqCst);
     leave.send_replace(Some(Instant::now() + config.shutdown_grace));
     for client in shared.clients.all() {
-        client.alarm.kill_when_idle();
+        client.alarm.drain();
     }
     let joined = tokio::task::spawn_blocking(move || {
         threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
@@ -207,17 +231,19 @@ pub async fn run(
     if joined.await.unwrap_or(1) > 0 {
         tracing::error!("a worker ended in a panic");
     }
-    for b in bound {
-        if let Some(path) = b.path {
-            let _ = std::fs::remove_file(path);
-        }
-    }
+    drop(bound);
     sites.stop().await;
     if let Some(admin) = admin {
         admin.stop().await;
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Starts the admin listener, on a socket that was passed for it if there is one.
+async fn start_admin(address: &str, board: &Arc<Board>, given: &mut Inherited) -> Result<Admin, String> {
+    let at = listen::resolve(address).await.map_err(|e| format!("{e} ([admin] listen)"))?;
+    Admin::start(at, given.tcp(at), board)
 }
 
 pub(crate) fn client_limits(config: &Config) -> ClientLimits {
@@ -249,284 +275,4 @@ pub(crate) fn tier_limits(config: &Config) -> Option<tier::Limits> {
 
 fn random_id() -> String {
     (0..40).map(|_| char::from_digit(fastrand::u32(..16), 16).unwrap_or('0')).collect()
-}
-
-/// One address of the settings, bound once for each worker.
-struct Bound {
-    /// As the settings write it.
-    name: String,
-    /// A connection that comes in on it is a tenant's.
-    of_tenant: bool,
-    shown: String,
-    port: Option<u16>,
-    path: Option<PathBuf>,
-    listeners: Vec<Listener>,
-}
-
-enum Listener {
-    Tcp(StdTcpListener),
-    /// With TLS.
-    Tls(StdTcpListener),
-    Unix(StdUnixListener),
-}
-
-async fn bind(listen: &Listen, workers: usize) -> Result<Bound, String> {
-    match listen {
-        Listen::Tcp(address) | Listen::Tls(address) => {
-            let tls = matches!(listen, Listen::Tls(_));
-            let failed = |e: io::Error| format!("cannot listen on {address}: {e}");
-            let mut at = lookup_host(address)
-                .await
-                .map_err(failed)?
-                .next()
-                .ok_or_else(|| format!("cannot listen on {address}: no such host"))?;
-            let mut listeners = Vec::new();
-            for _ in 0..workers {
-                let listener = bind_tcp(at).map_err(failed)?;
-                // Port 0 became a real one with the first.
-                at = listener.local_addr().map_err(failed)?;
-                listeners.push(if tls { Listener::Tls(listener) } else { Listener::Tcp(listener) });
-            }
-            Ok(Bound {
-                name: directory::address(listen),
-                of_tenant: false,
-                shown: if tls { format!("tls:{at}") } else { at.to_string() },
-                port: Some(at.port()),
-                path: None,
-                listeners,
-            })
-        }
-        Listen::Unix(path) => {
-            let failed = |e: io::Error| format!("cannot listen on {}: {e}", path.display());
-            let first = bind_unix(path).map_err(failed)?;
-            let mut listeners = Vec::new();
-            for _ in 0..workers {
-                listeners.push(Listener::Unix(first.try_clone().map_err(failed)?));
-            }
-            Ok(Bound {
-                name: directory::address(listen),
-                of_tenant: false,
-                shown: format!("unix:{}", path.display()),
-                port: None,
-                path: Some(path.clone()),
-                listeners,
-            })
-        }
-    }
-}
-
-fn bind_tcp(at: SocketAddr) -> io::Result<StdTcpListener> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    // One queue of new connections per worker; the kernel spreads them.
-    socket.set_reuse_port(true)?;
-    socket.bind(&SockAddr::from(at))?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
-    // A socket that nobody answers on is what a killed process left behind; one that somebody answers on is theirs.
-    if std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
-        && std::os::unix::net::UnixStream::connect(path).is_err()
-    {
-        std::fs::remove_file(path)?;
-    }
-    let listener = StdUnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// The address that a connection came in on.
-struct Address {
-    /// As the settings write it.
-    name: Rc<str>,
-    /// It was bound for a tenant.
-    of_tenant: bool,
-}
-
-/// Counts the sessions of a worker.
-#[derive(Default)]
-struct Sessions {
-    count: Cell<usize>,
-    none: Notify,
-}
-
-struct Present(Rc<Sessions>);
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        self.0.count.set(self.0.count.get() - 1);
-        if self.0.count.get() == 0 {
-            self.0.none.notify_one();
-        }
-    }
-}
-
-fn work(
-    shared: &Arc<Shared>,
-    number: usize,
-    listeners: Vec<(Listener, String, bool)>,
-    mut leaving: watch::Receiver<Option<Instant>>,
-) {
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "a worker has no runtime");
-            return;
-        }
-    };
-    runtime.block_on(async {
-        let worker = Worker::new(shared, number);
-        let sessions = Rc::<Sessions>::default();
-        let mut accepting = Vec::new();
-        for (listener, name, of_tenant) in listeners {
-            let (worker, sessions) = (Rc::clone(&worker), Rc::clone(&sessions));
-            let address = Rc::new(Address { name: Rc::from(name), of_tenant });
-            accepting.push(tokio::task::spawn_local(async move {
-                if let Err(error) = accept(&worker, &sessions, listener, &address).await {
-                    tracing::error!(%error, "a listener failed");
-                }
-            }));
-        }
-        tokio::task::spawn_local(Rc::clone(&worker).keep_time());
-        let deadline = leaving.wait_for(Option::is_some).await.ok().and_then(|at| *at).unwrap_or_else(Instant::now);
-        accepting.iter().for_each(tokio::task::JoinHandle::abort);
-        let emptied = async {
-            while sessions.count.get() > 0 {
-                sessions.none.notified().await;
-            }
-        };
-        if timeout_at(deadline, emptied).await.is_err() {
-            tracing::warn!(
-                clients = sessions.count.get(),
-                "clients still connected at the end of the grace period: disconnected"
-            );
-        }
-    });
-}
-
-/// A new connection, and the client's address and ours.
-enum Accepted {
-    /// Ready.
-    Plain((ReadHalf, WriteHalf), (String, String)),
-    /// Its handshake is still to come.
-    Tls(TcpStream, (String, String)),
-}
-
-async fn accept(
-    worker: &Rc<Worker>,
-    sessions: &Rc<Sessions>,
-    listener: Listener,
-    address: &Rc<Address>,
-) -> io::Result<()> {
-    enum Any {
-        Tcp(TcpListener),
-        Tls(TcpListener),
-        Unix(UnixListener),
-    }
-    let listener = match listener {
-        Listener::Tcp(l) => Any::Tcp(TcpListener::from_std(l)?),
-        Listener::Tls(l) => Any::Tls(TcpListener::from_std(l)?),
-        Listener::Unix(l) => Any::Unix(UnixListener::from_std(l)?),
-    };
-    let handshakes = Rc::<Handshakes>::default();
-    loop {
-        let accepted = match &listener {
-            Any::Tcp(l) => l.accept().await.and_then(|(stream, peer)| {
-                let local = stream.local_addr()?;
-                Ok(Accepted::Plain(split_tcp(stream)?, (peer.to_string(), local.to_string())))
-            }),
-            Any::Tls(l) => l.accept().await.and_then(|(stream, peer)| {
-                let local = stream.local_addr()?;
-                Ok(Accepted::Tls(stream, (peer.to_string(), local.to_string())))
-            }),
-            Any::Unix(l) => {
-                let named = |stream| Accepted::Plain(split_unix(stream), ("unix:0".into(), "unix:0".into()));
-                l.accept().await.map(|(stream, _)| named(stream))
-            }
-        };
-        match accepted {
-            Ok(Accepted::Plain(halves, addresses)) => {
-                greet(worker, sessions, address, halves, addresses, Names::default());
-            }
-            Ok(Accepted::Tls(stream, addresses)) => {
-                let (worker, sessions) = (Rc::clone(worker), Rc::clone(sessions));
-                let (handshakes, address) = (Rc::clone(&handshakes), Rc::clone(address));
-                tokio::task::spawn_local(async move {
-                    let Some(_one) = handshakes.begin() else {
-                        tracing::debug!(client = addresses.0, "too many handshakes at once: closed");
-                        return;
-                    };
-                    let Some(tls) = worker.shared.tls.load_full() else { return };
-                    match handshake::shake(stream, Arc::clone(&tls.config), tls.names_asked_for).await {
-                        Ok((read, write, names)) => {
-                            greet(&worker, &sessions, &address, (read, write), addresses, Names::new(names, tls));
-                        }
-                        Err(error) => tracing::debug!(client = addresses.0, %error, "no TLS handshake: closed"),
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Starts the session of a new connection, or turns it away.
-fn greet(
-    worker: &Rc<Worker>,
-    sessions: &Rc<Sessions>,
-    listener: &Address,
-    (read, write): (ReadHalf, WriteHalf),
-    (addr, laddr): (String, String),
-    names: Names,
-) {
-    let shared = &worker.shared;
-    let limits = shared.limits.load();
-    let directory = shared.directory.load();
-    let first = directory.first(&listener.name, names.believed(shared));
-    if listener.of_tenant && !directory.listeners.contains_key(&*listener.name) {
-        worker.meter.cells.rejected.add(1);
-        let _ = write.try_write(b"-ERR the tenant of this address is not served any more\r\n");
-        return;
-    }
-    let counts = &worker.meter.cells;
-    if shared.clients.len() >= limits.clients || first.as_ref().is_some_and(|(tenant, _)| !tenant.admit()) {
-        counts.rejected.add(1);
-        let _ = write.try_write(b"-ERR max number of clients reached\r\n");
-        return;
-    }
-    counts.accepted.add(1);
-    let alarm = Arc::<Alarm>::default();
-    let client = Client::new(shared.clients.next_id(), addr, laddr, Arc::clone(&alarm), directory.nobody.id);
-    let client = Arc::new(client);
-    tracing::debug!(client = %client.addr, id = client.id, "client connected");
-    shared.clients.insert(Arc::clone(&client));
-    // It came just before the listeners closed, and may have come too late to be told with the others.
-    if shared.draining.load(Ordering::SeqCst) {
-        client.alarm.kill_when_idle();
-    }
-    let down =
-        Rc::new(Downstream::new(write, Arc::clone(&client.addr), limits.output, Rc::clone(&worker.spares), alarm));
-    let mut session = Session::new(worker, read, down, Arc::clone(&client));
-    session.listener = Rc::clone(&listener.name);
-    session.names = names;
-    if let Some((tenant, login)) = first {
-        session.become_tenant(Arc::clone(tenant), login);
-        login::end_if_reloaded(&session);
-    }
-    sessions.count.set(sessions.count.get() + 1);
-    let (present, worker) = (Present(Rc::clone(sessions)), Rc::clone(worker));
-    tokio::task::spawn_local(async move {
-        session.run().await;
-        worker.shared.clients.remove(client.id);
-        let (tenant, age) = (&*session.tenant.name, client.since.elapsed());
-        tracing::debug!(client = %client.addr, id = client.id, tenant, ?age, "client disconnected");
-        drop(present);
-    });
 }

@@ -62,6 +62,10 @@ pub const READ: usize = 64 * 1024;
 pub const HELD: usize = 64 * 1024;
 /// A connection that has not logged in after this long is closed: it would take the place of one that can.
 const LOGIN_WITHIN: Duration = Duration::from_secs(60);
+/// How long a client that connected while the process stops has to send something.
+const FIRST_WORD: Duration = Duration::from_millis(500);
+/// How often a client that sends on is read from while the process stops, before it is asked to go.
+const LAST_READS: u32 = 64;
 /// What a client may have done in one turn: a command costs 1, an answer made here 1 more per 64 bytes.
 const TURN: u64 = 16 * 1024;
 /// How long a client that goes on over its tenant's rate waits for its next turn: this to twice this, so that many do not come back at once.
@@ -196,6 +200,10 @@ pub struct Session {
     held: Vec<u8>,
     held_at: usize,
     eof: bool,
+    /// It has sent something.
+    spoken: bool,
+    /// How often it was read from since the process stops.
+    last_reads: u32,
     /// The last read filled its share: there is more.
     more: bool,
     idle: Option<Pin<Box<Sleep>>>,
@@ -284,6 +292,8 @@ impl Session {
             held: Vec::new(),
             held_at: 0,
             eof: false,
+            spoken: false,
+            last_reads: 0,
             more: false,
             idle: None,
             look_again: None,
@@ -427,7 +437,11 @@ impl Session {
     /// Waits for input, reads once, uses it.
     async fn next_input(&mut self) -> Step {
         let worker = Rc::clone(&self.worker);
-        let end = if self.logged_in {
+        // Who came while the process stops is given a moment for what it came for.
+        let awaited = !self.spoken && self.client.alarm.draining();
+        let end = if awaited {
+            Some(Instant::now() + FIRST_WORD)
+        } else if self.logged_in {
             self.limits.idle.map(|after| Instant::now() + after)
         } else {
             Some(self.nobody_since + LOGIN_WITHIN)
@@ -451,12 +465,15 @@ impl Session {
                 self.watch_full();
             }
             self.unpin_when_done();
-            if alarm.leaving() {
+            if alarm.leaving() && (!alarm.draining() || self.last_reads >= LAST_READS) {
                 return Poll::Ready(Step::Eof);
             }
             if let Some(idle) = &mut self.idle
                 && idle.as_mut().poll(cx).is_ready()
             {
+                if awaited {
+                    return Poll::Ready(Step::Eof);
+                }
                 if self.logged_in && (self.down.in_flight() > 0 || self.down.unsent() > 0 || self.client.listens()) {
                     // Not idle: it waits for us or for messages, or reads.
                     idle.as_mut().reset(Instant::now() + self.limits.idle.unwrap_or(LINGER));
@@ -468,6 +485,10 @@ impl Session {
             }
             let mut scratch = worker.scratch.borrow_mut();
             let n = match self.read.poll_read(cx, &mut scratch[..READ]) {
+                // What it sent before it could know is answered; a request that nobody answers has not run.
+                Poll::Pending if alarm.draining() && !awaited && !self.read.has_more() => {
+                    return Poll::Ready(Step::Eof);
+                }
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => {
                     self.eof = true;
@@ -477,6 +498,8 @@ impl Session {
                 Poll::Ready(Err(_)) => return Poll::Ready(Step::Closed),
             };
             self.more = n == READ;
+            self.spoken = true;
+            self.last_reads += u32::from(alarm.draining());
             self.cells.bytes_in.add(n as u64);
             self.count_written();
             if self.held.is_empty() {

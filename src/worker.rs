@@ -6,7 +6,10 @@ mod reach;
 use std::{
     cell::RefCell,
     rc::Rc,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,6 +22,7 @@ pub use reach::Reach;
 use crate::{
     clients::Clients,
     command::Slot,
+    config::Proxies,
     directory::Directory,
     downstream::{Downstream, Spares},
     login::Login,
@@ -107,6 +111,12 @@ pub struct Shared {
     pub functions: functions::own::Store,
     /// TLS of the listeners that have it.
     pub tls: ArcSwapOption<ListeningTls>,
+    /// Who is believed when it says whose a connection is.
+    pub proxies: ArcSwap<Proxies>,
+    /// Connections that are not clients yet: they shake hands.
+    pub arriving: AtomicUsize,
+    /// That the workers go on.
+    pub beats: Beats,
     /// When this process began to serve.
     pub started: Instant,
     /// TCP port shown in INFO.
@@ -115,7 +125,28 @@ pub struct Shared {
     pub run_id: String,
 }
 
+/// A count per worker that grows as long as the worker goes on.
+#[derive(Debug)]
+pub struct Beats(Box<[AtomicU32]>);
+
+impl Beats {
+    /// Of so many workers.
+    pub fn of(workers: usize) -> Self {
+        Self((0..workers).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// As they are.
+    pub fn all(&self) -> Vec<u32> {
+        self.0.iter().map(|beat| beat.load(Ordering::Relaxed)).collect()
+    }
+}
+
 impl Shared {
+    /// Whether there are as many connections as there may be.
+    pub fn full(&self) -> bool {
+        self.clients.len() + self.arriving.load(Ordering::Relaxed) >= self.limits.load().clients
+    }
+
     /// Whether a session of the tenant with this number that logged in so, or did not have to, may go on under the settings in force.
     pub fn stands(&self, tenant: u32, login: Option<&Login>) -> bool {
         self.directory.load().stands(tenant, login)
@@ -125,6 +156,8 @@ impl Shared {
 /// See the module.
 #[derive(Debug)]
 pub struct Worker {
+    /// Which of them.
+    number: usize,
     /// What all workers share.
     pub shared: Arc<Shared>,
     /// Everything read on this worker passes through here.
@@ -152,6 +185,7 @@ impl Worker {
     pub fn new(shared: &Arc<Shared>, number: usize) -> Rc<Self> {
         let clock = Rc::<Clock>::default();
         Rc::new(Self {
+            number,
             desk: Rc::new(Desk::new(&shared.tier, number, clock.start())),
             shared: Arc::clone(shared),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH])),
@@ -187,6 +221,9 @@ impl Worker {
         loop {
             every.tick().await;
             self.clock.advance();
+            if let Some(beat) = self.shared.beats.0.get(self.number) {
+                beat.fetch_add(1, Ordering::Relaxed);
+            }
             self.reaches.borrow().iter().for_each(|r| r.pool.tick());
             if self.clock.now().is_multiple_of(per_second) {
                 // One that only this list knows any more was taken out of the settings, or nobody uses it.

@@ -83,7 +83,13 @@ fn in_steady_state(tier: bool) {
         let runtime =
             Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
         runtime
-            .block_on(keyfence::server::run(config, None, std::sync::Arc::default(), || Err("not in this test".into())))
+            .block_on(keyfence::server::run(
+                config,
+                None,
+                std::sync::Arc::default(),
+                keyfence::server::Inherited::default(),
+                || Err("not in this test".into()),
+            ))
             .expect("served");
     });
     let mut client = connect(port);

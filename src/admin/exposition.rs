@@ -62,6 +62,7 @@ struct Counts {
     log_lost: u64,
     accepted: u64,
     rejected: u64,
+    unannounced: u64,
     held_back: u64,
     withheld: u64,
     scoped_running: usize,
@@ -134,6 +135,7 @@ fn gather(board: &Board) -> Scrape {
     for worker in metrics.workers() {
         counts.accepted += worker.accepted.get();
         counts.rejected += worker.rejected.get();
+        counts.unannounced += worker.unannounced.get();
         counts.held_back += worker.held_back.get();
         counts.withheld += worker.withheld.get();
         counts.scoped_steps += worker.scoped_steps.get();
@@ -230,7 +232,8 @@ impl Scrape {
         gauge(out, &f::LOADED, &[([], of(c.loaded))])?;
         counter(out, &f::LOGINS, LOGIN_RESULTS.iter().zip(c.logins).map(|(result, n)| ([("result", *result)], n)))?;
         counter(out, &f::LOG_LOST, [([], c.log_lost)])?;
-        counter(out, &f::ACCEPTED, [([("result", "accepted")], c.accepted), ([("result", "rejected")], c.rejected)])?;
+        let arrived = [("accepted", c.accepted), ("rejected", c.rejected), ("no_proxy_header", c.unannounced)];
+        counter(out, &f::ACCEPTED, arrived.map(|(result, n)| ([("result", result)], n)))?;
         gauge(out, &f::CLIENTS, &[([], of(self.clients))])?;
         gauge(out, &f::CLIENTS_MAX, &[([], of(self.clients_max))])?;
         counter(out, &f::HELD_BACK, [([], c.held_back)])?;

@@ -81,7 +81,7 @@ families! {
     LOADED = "settings_loaded", SECONDS, Gauge, &[], "When the settings in force were put into force, since 1970";
     LOGINS = "logins", None, Counter, &["result"], "Logins: accepted, refused, unchecked because the upstream could not be asked";
     LOG_LOST = "log_lines_lost", None, Counter, &[], "Lines of the log that could not be written";
-    ACCEPTED = "client_connections", None, Counter, &["result"], "Client connections: accepted, rejected";
+    ACCEPTED = "client_connections", None, Counter, &["result"], "Client connections: accepted, rejected, no_proxy_header (of a proxy in proxy_protocol, without a proper header)";
     CLIENTS = "clients", None, Gauge, &[], "Client connections now";
     CLIENTS_MAX = "clients_max", None, Gauge, &[], "max_clients";
     HELD_BACK = "held_back", None, Counter, &[], "Times that a client was not read from, because the upstream or the client itself was behind";

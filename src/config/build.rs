@@ -1,11 +1,14 @@
 //! From values by path to the typed [`Config`]: what a row alone cannot check, and how keys work together.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::source::Layers;
 use super::{
-    AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Secret,
-    Shown, Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
+    AclWall, Admin, Auth, AuthMode, ClientAuth, Config, ConfigError, Endpoint, Listen, Log, LogFormat, Prefix, Proxies,
+    Secret, Shown, Template, Tier, Tls, Upstream, UpstreamTls, endpoint, table, tenants, value,
 };
 
 impl Config {
@@ -25,6 +28,9 @@ impl Config {
         }
         let config = Self {
             listen,
+            reuse_port: s.bool("reuse_port"),
+            proxy_protocol: proxies(&s.texts("proxy_protocol")).map_err(|e| s.error("proxy_protocol", e))?,
+            unix_socket_mode: mode_of(&s.text("unix_socket_mode")).map_err(|e| s.error("unix_socket_mode", e))?,
             workers: s.number("workers")?,
             key_prefix: Prefix::new(&s.text("key_prefix")).map_err(|e| s.error("key_prefix", e))?,
             max_clients: s.number("max_clients")?,
@@ -242,6 +248,41 @@ fn host_port(text: &str) -> Result<String, String> {
     }
     port.parse::<u16>().map_err(|_| wrong("; a port is 0 to 65535"))?;
     Ok(text.to_string())
+}
+
+/// Addresses, networks, and the word `unix`.
+fn proxies(texts: &[String]) -> Result<Proxies, String> {
+    let mut all = Proxies::default();
+    for text in texts {
+        if text == "unix" {
+            all.unix = true;
+            continue;
+        }
+        let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let network = network.map_err(|_| {
+            format!("{} is no address, no network such as \"10.0.0.0/8\", and not \"unix\"", value::quoted(text))
+        })?;
+        if network.addr() != network.network() {
+            return Err(format!(
+                "{} is not the first address of its network; write \"{}\"",
+                value::quoted(text),
+                network.trunc()
+            ));
+        }
+        all.networks.push(network);
+    }
+    Ok(all)
+}
+
+/// Permissions as chmod(1) writes them; empty: none.
+fn mode_of(text: &str) -> Result<Option<u32>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|c| matches!(c, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+    mode.map(Some)
+        .ok_or_else(|| format!("{} is not permissions; write three octal digits, as \"0660\"", value::quoted(text)))
 }
 
 /// Pairs of whole numbers, as Redis's `save`.

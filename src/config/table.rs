@@ -54,6 +54,9 @@ const VALUE: u64 = 512 << 20;
 #[rustfmt::skip]
 pub static SETTINGS: &[Setting] = &[
     restart("listen", Texts, r#"["127.0.0.1:6380"]"#, "Where clients connect: `host:port`, `unix:/path`, or `tls:host:port` with the certificate of `[tls]`."),
+    restart("reuse_port", Bool, "false", "Whether to join a process of the same user that listens on the same addresses, and to take over from it: docs/operations.md."),
+    row("proxy_protocol", Texts, "[]", "Who says in a PROXY header (version 1 or 2) whose connection it passes on, and must: addresses, networks as `10.0.0.0/8`, or `unix` for who connects to a unix socket. Nobody else is believed."),
+    restart("unix_socket_mode", Text, r#""""#, "Permissions of the unix sockets of `listen`, as `\"0660\"`; empty: as the umask makes them."),
     restart("workers", Int(0, 1024), "0", "Worker threads; 0: one per core."),
     row("key_prefix", Text, r#""keyfence:""#, "The namespace of everybody when there are no tenants."),
     row("max_clients", Int(1, 1_000_000), "10000", "Most client connections at once; one over it gets an error."),

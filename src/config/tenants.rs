@@ -398,6 +398,9 @@ impl Config {
             &those(&|t| t.limits.burst > 0 && t.limits.ops_per_second == 0),
             "tenants whose limits.burst has no effect without limits.ops_per_second",
         );
+        if self.proxy_protocol.networks.iter().any(|network| network.prefix_len() == 0) {
+            all.push("proxy_protocol has a network of all addresses: whoever connects may say who they are".into());
+        }
         all
     }
 }

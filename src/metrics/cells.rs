@@ -50,6 +50,8 @@ pub struct WorkerCells {
     pub accepted: Count,
     /// Client connections that were turned away.
     pub rejected: Count,
+    /// Connections of listed proxies that did not say whose they are.
+    pub unannounced: Count,
     /// Times that a client was not read from: its requests waited for replies, for room towards the upstream, or it did not read.
     pub held_back: Count,
     /// Steps of scoped work, names that they came upon, keys that they deleted.

@@ -1,42 +1,73 @@
-//! The TLS handshake of a new connection: apart from accepting, so that nobody waits behind a slow one, and bounded in number and time.
+//! What comes before a session: the header of a proxy and the TLS handshake of a new connection. Apart from accepting, so that nobody waits behind a slow one, and bounded
+//! in time, in number on a worker, and by `max_clients` together with the clients there are.
 
-use std::{cell::Cell, io, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    io,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use rustls::{ServerConfig, ServerConnection};
 use tokio::{net::TcpStream, time::timeout};
 
+use super::accept::{Present, Sessions};
 use crate::{
-    net::{ReadHalf, WriteHalf, split_tls, tls::Stream},
+    net::{
+        ReadHalf, WriteHalf,
+        announced::{Announced, Raw},
+        split_tls,
+        tls::Stream,
+    },
     tls,
+    worker::Shared,
 };
 
 /// A client that has not shaken hands after this long is closed.
 const WITHIN: Duration = Duration::from_secs(10);
+/// A proxy sends its header with the first packet; one that has not after this long is closed.
+const HEADER_WITHIN: Duration = Duration::from_secs(5);
 /// Handshakes in progress on one worker; a connection beyond them is closed at once, before it costs anything.
 const AT_ONCE: usize = 1024;
 
-/// Counts the handshakes in progress on a worker.
+/// Counts the handshakes in progress on a worker, over all its listeners.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes(Cell<usize>);
 
-/// One of them.
+/// One of them, which takes the place of a client as long as it lasts.
 #[derive(Debug)]
-pub(super) struct Handshake<'a>(&'a Cell<usize>);
+pub(super) struct Handshake {
+    here: Rc<Handshakes>,
+    shared: Arc<Shared>,
+    _present: Present,
+}
 
-impl Drop for Handshake<'_> {
+impl Drop for Handshake {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.here.0.set(self.here.0.get() - 1);
+        self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Handshakes {
-    /// One more; none when there are too many.
-    pub(super) fn begin(&self) -> Option<Handshake<'_>> {
-        (self.0.get() < AT_ONCE).then(|| {
-            self.0.set(self.0.get() + 1);
-            Handshake(&self.0)
-        })
+    /// One more; none when there are too many, or as many clients as there may be.
+    pub(super) fn begin(self: &Rc<Self>, shared: &Arc<Shared>, sessions: &Rc<Sessions>) -> Option<Handshake> {
+        if self.0.get() >= AT_ONCE || shared.full() {
+            return None;
+        }
+        self.0.set(self.0.get() + 1);
+        shared.arriving.fetch_add(1, Ordering::Relaxed);
+        Some(Handshake { here: Rc::clone(self), shared: Arc::clone(shared), _present: sessions.enter() })
     }
+}
+
+/// What a proxy says of the connection.
+///
+/// # Errors
+/// As [`Raw::announced`], or `TimedOut`.
+pub(super) async fn announced(raw: &Raw) -> io::Result<Announced> {
+    timeout(HEADER_WITHIN, raw.announced()).await?
 }
 
 /// Shakes hands as `config` says: the connection's halves, and the names that may make it a tenant's.

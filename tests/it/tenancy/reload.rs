@@ -1,4 +1,6 @@
 //! Settings that change while tenants are connected.
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use super::{Speaker, TWO, World, login, words};
 use crate::support::wire::{bulk, show};
 use crate::support::{Fence, Redis};
@@ -147,4 +149,46 @@ fn a_thousand_tenants() {
     assert_eq!(speaker.say("GET k"), "$1|v");
     assert_eq!(Speaker::new(&fence, "t1499").say("SET k v"), "+OK");
     assert!(fence.client().call(&[b"AUTH", b"t0", b"pt0"]).starts_with(b"-WRONGPASS"));
+}
+
+#[test]
+fn a_reload_of_a_thousand_tenants_is_no_error_to_anybody() {
+    let redis = Redis::start();
+    // The first twenty stay as they are; what becomes of the others is in `password`.
+    let with = |others: std::ops::Range<usize>, password: &str| {
+        let tenant = |i: usize, password: &str| format!("[tenants.t{i}]\npasswords = ['{password}']\n");
+        (0..20).map(|i| tenant(i, "own")).chain(others.map(|i| tenant(i, password))).collect::<String>()
+    };
+    let fence = Fence::with_tenants_and(redis.addr(), &with(20..1000, "p"), &["--workers", "2"]);
+    let done = AtomicBool::new(false);
+    let asked = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for i in 0..8 {
+            let (fence, done, asked) = (&fence, &done, &asked);
+            scope.spawn(move || {
+                let mut client = login(fence, &format!("t{i}"), "own");
+                let mut n = 0;
+                while !done.load(Ordering::Relaxed) {
+                    n += 1;
+                    let value = format!("{i}-{n}");
+                    assert_eq!(show(&client.call(&[b"SET", b"k", value.as_bytes()])), show(b"+OK\r\n"));
+                    assert_eq!(show(&client.call(&[b"GET", b"k"])), show(&bulk(&value)));
+                    // And who comes anew while settings change.
+                    if n % 50 == 0 {
+                        client = login(fence, &format!("t{}", i + 8), "own");
+                    }
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for (others, password) in [(20..1000, "p"), (20..1000, "q"), (500..1500, "q"), (20..1000, "p")] {
+            let before = asked.load(Ordering::Relaxed);
+            fence.reload(&with(others, password), DONE);
+            while asked.load(Ordering::Relaxed) < before + 100 {
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(login(&fence, "t999", "p").call(&[b"ECHO", b"served"]), bulk("served"));
 }
