@@ -168,7 +168,7 @@ pub struct Session {
     /// CLIENT TRACKING.
     pub tracking: Option<Box<Tracking>>,
     /// Between MULTI and EXEC.
-    pub tx: Option<Tx>,
+    pub tx: Option<Box<Tx>>,
     /// Keys watched on `own`.
     pub watched: u32,
     /// Keys were watched on a connection that broke: the next EXEC must fail.

@@ -165,7 +165,7 @@ fn watch(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
 }
 
 fn begin(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
-    let mut tx = Tx { broken: std::mem::take(&mut s.watch_lost), ..Tx::default() };
+    let mut tx = Box::new(Tx { broken: std::mem::take(&mut s.watch_lost), ..Tx::default() });
     if !s.tenant.tier.wanted() {
         // What is queued is not remembered until it is; by EXEC it may be.
         tx.touched.any();
@@ -442,7 +442,7 @@ pub fn queued(s: &mut Session, rule: Rule) {
     }
 }
 
-fn close(s: &mut Session) -> Tx {
+fn close(s: &mut Session) -> Box<Tx> {
     s.watched = 0;
     s.client.queued.store(clients::NO_MULTI, Ordering::Relaxed);
     s.tx.take().unwrap_or_default()
