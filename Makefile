@@ -48,5 +48,6 @@ bench:
 	python3 benches/load.py
 	python3 benches/tier.py
 	python3 benches/compare.py
+	python3 benches/scale.py
 	python3 benches/pubsub.py
 	python3 benches/scripts.py

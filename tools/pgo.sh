@@ -22,7 +22,8 @@ upstream=$!
 trap 'kill $upstream ${proxy:-} 2> /dev/null || true' EXIT
 target/pgo/profiled/release/keyfence run --listen "127.0.0.1:$port" --upstream "redis://127.0.0.1:$redis" --workers 1 --admin "" --prefix app: > target/pgo/keyfence.log 2>&1 &
 proxy=$!
-for _ in $(seq 100); do redis-cli -p "$port" PING > target/pgo/ping.log 2>&1 && break; sleep 0.1; done
+# It listens before its wall upstream stands, and refuses commands until then.
+for _ in $(seq 100); do redis-cli -e -p "$port" GET none > target/pgo/first.log 2>&1 && break; sleep 0.1; done
 keys=() pairs=()
 for _ in $(seq 10); do keys+=(key:__rand_int__); pairs+=(key:__rand_int__ value); done
 for pipeline in 1 16; do
