@@ -2,6 +2,7 @@
 mod coherence;
 mod commands;
 mod history;
+mod many;
 mod operators;
 mod overtaken;
 mod reload;
