@@ -122,7 +122,7 @@ PROTECTIONS = [
     ("K17 scripts that ended during a succession are released after it", "src/coherence/watch.rs", 'self.postponed.borrow_mut().extend(current.resign());', 'current.resign();', "scripts_that_end"),
     ("K18 what was sent unmarked is answered before a rest ends", "src/coherence.rs", 'Turn::Wake => lease.wake(now + settle),', 'Turn::Wake => lease.wake(now),', "a_rest_ends"),
     ("K13 of two replies that differ neither is kept", "src/tier/store.rs", 'if shard.differs(&probe, reply, ticket.epoch) {', 'if false {', "an_older_reply|of_two_replies"),
-    ("K14 a connection that takes over waits for the last word of the one before", "src/coherence/watch.rs", 'if current.heard.get().is_none_or(|heard| heard < since) {', 'if false {', "a_successor_waits"),
+    ("K14 a connection that takes over waits for the last word of the one before", "src/coherence/watch.rs", 'if current.heard.get().is_none_or(|heard| heard < since) {', 'if false {', "a_successor_waits|a_change_that_only"),
     ("K15 EXISTS is kept where PTTL bears it out", "src/tier/fetch.rs", 'u64::try_from(sum) == Ok(there + others)', 'sum >= 0 && there + others < u64::MAX', "a_sum_that_pttl"),
     ("T3 a bulk string ends with CRLF", "src/resp/request.rs", 'Some(_) => return broken(NO_CRLF),', 'Some(_) => {}', "t3_|t1_"),
     ("W1 tenants connect behind the wall", "src/upstream.rs", 'Login::As(user, password) => (user, password),', 'Login::As(..) => (self.target.username.clone(), self.target.password.clone()),', "wall"),

@@ -153,7 +153,8 @@ impl Lease {
         self.until.load(Ordering::Relaxed) == 0 && self.due(sent)
     }
 
-    /// The tracking connection has answered what was `sent` then, and so has told all that changed before: the lease is good up to `until`.
+    /// The tracking connection has answered what was `sent` then, and so has told what changed before, but for the turn of the upstream's in which it
+    /// did, whose pushes are right behind: the lease is good up to `until`.
     pub fn renew(&self, sent: u64, until: u64) {
         if self.due(sent) {
             self.until.store(until, Ordering::SeqCst);
