@@ -118,7 +118,7 @@ PROTECTIONS = [
     ("K10 no tenant is served what another reads", "src/tier/name.rs", 'self.0.extend_from_slice(prefix);\n        self.0.extend_from_slice(key);\n    }\n\n    /// Another key', 'let _ = prefix;\n        self.0.extend_from_slice(key);\n    }\n\n    /// Another key', "tier::commands"),
     ("K11 what blocks is known though there was no tier when it was sent", "src/proxy.rs", 'if row.changes && (patient || s.tx.is_some() || s.tenant.tier.wanted()) {', 'if row.changes && (s.tx.is_some() || s.tenant.tier.wanted()) {', "what_blocked_before"),
     ("K12 what was queued without a tier may be anything", "src/transaction.rs", 'return touch_all(s);', 'return;', "queued"),
-    ("K16 what was kept before a tier was off is void", "src/coherence/watch.rs", 'self.tier.clear_tenant(tenant.id);', '', "comes_back"),
+    ("K16 what was kept before a tier was off is void", "src/coherence/watch.rs", 'self.tier.clear_tenant(tenant.id);', '', "comes_back|tenants_come_and_go"),
     ("K17 scripts that ended during a succession are released after it", "src/coherence/watch.rs", 'self.postponed.borrow_mut().extend(current.resign());', 'current.resign();', "scripts_that_end"),
     ("K18 what was sent unmarked is answered before a rest ends", "src/coherence.rs", 'Turn::Wake => lease.wake(now + settle),', 'Turn::Wake => lease.wake(now),', "a_rest_ends"),
     ("K13 of two replies that differ neither is kept", "src/tier/store.rs", 'if shard.differs(&probe, reply, ticket.epoch) {', 'if false {', "an_older_reply|of_two_replies"),
