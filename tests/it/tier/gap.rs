@@ -83,8 +83,7 @@ fn a_change_that_only_the_first_was_told_of_is_heard_before_the_second_takes_ove
     let redis = Redis::start();
     let relay = Relay::start(redis.addr());
     let tenant = |name: &str, tier: bool| format!("[tenants.{name}]\npasswords = [\"p\"]\ntier = {tier}\n");
-    let config =
-        |b: bool| format!("{ON}[upstream]\nsocket_timeout = \"5s\"\n{}{}", tenant("a", true), tenant("b", b));
+    let config = |b: bool| format!("{ON}[upstream]\nsocket_timeout = \"5s\"\n{}{}", tenant("a", true), tenant("b", b));
     let fence = Fence::with_tenants(relay.addr, &config(true));
     let log = fence.process().unwrap();
     log.wait_for_lines(1, "the tier is on");
