@@ -351,7 +351,7 @@ pub fn send(
     let what = What { row: row.index, argc: u32::try_from(spans.len()).unwrap_or(u32::MAX) };
     conn.expect(&s.down, owed, patient, what);
     // It leaves at the end of this turn: marked by then.
-    if row.changes && (patient || s.tenant.tier.wanted()) {
+    if row.changes && (patient || s.tx.is_some() || s.tenant.tier.wanted()) {
         if s.tx.is_some() {
             transaction::touch(s, row, args);
         } else if let Some(guard) = near::write(s, row, args, patient) {

@@ -356,7 +356,7 @@ impl Reload {
         }
         // Writes that were sent before their tenant was to be kept are not marked; they have been answered by then.
         let now = self.shared.tier.now();
-        directory.want_tier(|site| now + u64::try_from(site.target.socket_timeout.as_millis()).unwrap_or(u64::MAX / 2));
+        directory.want_tier(|site| now + coherence::settle(site));
         self.shared.directory.store(Arc::new(directory));
         self.sites.look_after(&self.shared);
         let ended = self.end_sessions(unproven);

@@ -33,9 +33,10 @@
 //!    happens or fails to happen here. When it is lost all is void, and again when the next one tracks, before the first lease: a ticket that
 //!    was taken in between holds for nothing. When one takes over from another that lives, nothing is: the upstream tells both of what changes
 //!    after the second tracks, and what changed before has been heard by the first, since it was answered a PING that was sent after that.
-//! 6. *A tier that is turned on.* Writes that were sent before are not marked. The first lease begins `socket_timeout` later; by then they have been
-//!    answered, or were given up and belong to 3. What may take longer (what blocks, scripts) has its guard whether there is a tier or not,
-//!    and a transaction whose MULTI came before may change anything.
+//! 6. *A tier that is turned on*, or wakes. Whatever was kept of the tenant is void before its lease begins, though the tracking connection stayed.
+//!    Writes that were sent before are not marked. The lease begins no earlier than `socket_timeout` later, and by how much a reply may come after that
+//!    limit; by then they have been answered, or were given up and belong to 3. What may take longer (what blocks, scripts) has its guard whether
+//!    there is a tier or not, and a transaction of which anything was queued meanwhile may change anything.
 
 mod fetch;
 mod flight;

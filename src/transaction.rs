@@ -166,10 +166,6 @@ fn watch(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Spa
 
 fn begin(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[Span], ahead: &[u8]) -> Flow {
     let mut tx = Box::new(Tx { broken: std::mem::take(&mut s.watch_lost), ..Tx::default() });
-    if !s.tenant.tier.wanted() {
-        // What is queued is not remembered until it is; by EXEC it may be.
-        tx.touched.any();
-    }
     if tx.broken {
         // The client's EXEC must fail, but only there: that is where it looks.
         s.tx = Some(tx);
@@ -421,6 +417,10 @@ pub fn move_to_data(s: &mut Session) -> Option<Flow> {
 
 /// A command that changes these keys has been sent to be queued.
 pub fn touch(s: &mut Session, row: &Row, args: &Args<'_>) {
+    if !s.tenant.tier.wanted() {
+        // Keys are not remembered while nobody wants them; by EXEC somebody may.
+        return touch_all(s);
+    }
     if let Some(mut tx) = s.tx.take() {
         tx.touched.add(s, row, args);
         s.tx = Some(tx);

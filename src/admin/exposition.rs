@@ -79,8 +79,7 @@ struct Tenant {
     connections: u32,
     connections_limit: u32,
     ops_limit: u64,
-    /// Whether the tier answers, and what it counted; none: the settings have none for the tenant.
-    tier: Option<(bool, Stats)>,
+    tier: Option<TierState>,
 }
 
 #[derive(Debug)]
@@ -107,9 +106,25 @@ pub(super) fn wall(logins: &Logins) -> &'static str {
     }
 }
 
-/// Whether the tier answers for a tenant, and what it counted; none: the settings have none for it.
-pub(super) fn tier(shared: &Shared, tenant: &crate::tenant::Tenant) -> Option<(bool, Stats)> {
-    tenant.tier.asked().then(|| (tenant.tier.tracks(shared.tier.now()), shared.tier.stats(tenant.id, &tenant.tier)))
+/// What is known of a tenant's tier.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TierState {
+    /// Whether it answers.
+    pub live: bool,
+    /// Whether it rests.
+    pub resting: bool,
+    /// What it counted.
+    pub stats: Stats,
+}
+
+/// None: the settings have no tier for the tenant.
+pub(super) fn tier(shared: &Shared, tenant: &crate::tenant::Tenant) -> Option<TierState> {
+    let lease = &tenant.tier;
+    lease.asked().then(|| TierState {
+        live: lease.tracks(shared.tier.now()),
+        resting: lease.resting(),
+        stats: shared.tier.stats(tenant.id, lease),
+    })
 }
 
 /// The text.
@@ -274,9 +289,10 @@ impl Scrape {
         gauges(out, &f::CONNECTIONS_LIMIT, &|t| Some(u64::from(t.connections_limit)).filter(|n| *n > 0))?;
         gauges(out, &f::OPS_LIMIT, &|t| Some(t.ops_limit).filter(|n| *n > 0))?;
         gauges(out, &f::IN_FLIGHT, &|t| Some(t.sums.as_ref().map_or(0, |sums| sums.in_flight)))?;
-        gauges(out, &f::TIER_LIVE, &|t| t.tier.map(|(live, _)| u64::from(live)))?;
+        gauges(out, &f::TIER_LIVE, &|t| t.tier.map(|tier| u64::from(tier.live)))?;
+        gauges(out, &f::TIER_RESTING, &|t| t.tier.map(|tier| u64::from(tier.resting)))?;
         let counters = |out: &mut DescriptorEncoder<'_>, row, value: &dyn Fn(&Stats) -> u64| {
-            let samples = present().filter_map(|(labels, t)| Some((labels, value(&t.tier.as_ref()?.1))));
+            let samples = present().filter_map(|(labels, t)| Some((labels, value(&t.tier.as_ref()?.stats))));
             counter(out, row, samples.collect::<Vec<_>>())
         };
         counters(out, &f::TIER_HITS, &|stats| stats.hits)?;
@@ -284,8 +300,8 @@ impl Scrape {
         counters(out, &f::TIER_FILLS, &|stats| stats.fills)?;
         counters(out, &f::TIER_INVALIDATIONS, &|stats| stats.invalidations)?;
         counters(out, &f::TIER_EVICTIONS, &|stats| stats.evictions)?;
-        gauges(out, &f::TIER_SIZE, &|t| t.tier.map(|(_, stats)| stats.bytes))?;
-        gauges(out, &f::TIER_ENTRIES, &|t| t.tier.map(|(_, stats)| stats.entries))
+        gauges(out, &f::TIER_SIZE, &|t| t.tier.map(|tier| tier.stats.bytes))?;
+        gauges(out, &f::TIER_ENTRIES, &|t| t.tier.map(|tier| tier.stats.entries))
     }
 
     fn commands(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {

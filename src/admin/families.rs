@@ -95,6 +95,7 @@ families! {
     OPS_LIMIT = "tenant_ops_limit", None, Gauge, TENANT, "limits.ops_per_second; absent: none";
     IN_FLIGHT = "in_flight", None, Gauge, TENANT, "Replies that upstreams owe a tenant, at the last look, which is at most a second ago";
     TIER_LIVE = "tier_live", None, Gauge, TENANT, "1: the tier answers for this tenant, 0: it may and does not just now; absent: it may not";
+    TIER_RESTING = "tier_resting", None, Gauge, TENANT, "1: the tier rests for this tenant, because far more is changed than is asked for again, so it does not answer";
     TIER_HITS = "tier_hits", None, Counter, TENANT, "Reads that the tier answered";
     TIER_MISSES = "tier_misses", None, Counter, TENANT, "Reads that it could have answered, and that went upstream";
     TIER_FILLS = "tier_fills", None, Counter, TENANT, "Replies that it kept";

@@ -116,6 +116,8 @@ struct Row<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     tier_live: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tier_resting: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tier_bytes: Option<u64>,
     /// Commands per second, a point a second, the newest last.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -284,10 +286,12 @@ fn row<'a>(board: &Board, tenant: &Tenant, sums: Option<&TenantSums>, history: &
             bytes_per_second: tenant.limits.bytes.per_second(),
             connections: tenant.limits.connections.load(Ordering::Relaxed),
         },
-        tier_hit_ratio: tier
-            .map(|(_, stats)| rounded(stats.hits as f64 / (stats.hits + stats.misses).max(1) as f64, 1e4)),
-        tier_live: tier.map(|(live, _)| live),
-        tier_bytes: tier.map(|(_, stats)| stats.bytes),
+        tier_hit_ratio: tier.map(|exposition::TierState { stats, .. }| {
+            rounded(stats.hits as f64 / (stats.hits + stats.misses).max(1) as f64, 1e4)
+        }),
+        tier_live: tier.map(|tier| tier.live),
+        tier_resting: tier.map(|tier| tier.resting),
+        tier_bytes: tier.map(|tier| tier.stats.bytes),
         // An idle tenant's would be a row of zeros, and there may be a thousand.
         chart: track.map(Track::chart).filter(|chart| chart.iter().any(|n| *n > 0)),
     }

@@ -11,6 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::asked::Asked;
 use crate::{
     downstream::Downstream,
     error::UpstreamError,
@@ -46,13 +47,16 @@ enum Awaited {
     Pong(Releases),
 }
 
-/// One tracking connection, for a set of tenants that does not change.
+/// One tracking connection.
 #[derive(Debug)]
 pub(super) struct Watch {
     tier: Arc<Tier>,
     site: Arc<Site>,
     feed: Rc<Feed>,
-    tenants: Tenants,
+    /// What the upstream is asked to tell of; this does not change.
+    asked: Asked,
+    /// Whose changes are of interest.
+    tenants: RefCell<Tenants>,
     /// With the moment each was asked, in milliseconds of the tier's clock, too.
     awaited: RefCell<VecDeque<(Instant, u64, Awaited)>>,
     /// Whose release waits for the next PING, since the upstream said something else to the last.
@@ -77,7 +81,8 @@ impl Watch {
             tier: Arc::clone(tier),
             site: Arc::clone(&pool.env().site),
             feed: Rc::new(Feed::new(pool.env(), Who::Own)),
-            tenants,
+            asked: Asked::of(&tenants),
+            tenants: RefCell::new(tenants),
             awaited: RefCell::default(),
             postponed: RefCell::default(),
             tracking: Cell::new(None),
@@ -89,8 +94,22 @@ impl Watch {
         })
     }
 
-    fn leases(&self) -> impl Iterator<Item = &Arc<Lease>> {
-        self.tenants.values().map(|tenant| &tenant.tier)
+    /// Whether it is for these, and no others.
+    pub(super) fn is_of(&self, tenants: &Tenants) -> bool {
+        same(&self.tenants.borrow(), tenants)
+    }
+
+    /// Whether what the upstream is asked to tell of does for these.
+    pub(super) fn covers(&self, tenants: &Tenants) -> bool {
+        self.asked.does_for(tenants)
+    }
+
+    /// From now on it is for these, whom it covers. The leases of those that come begin with the next PONG.
+    pub(super) fn turn_to(&self, tenants: Tenants) {
+        let before = self.tenants.replace(tenants);
+        if self.begun.get() {
+            without(&before, &self.tenants.borrow()).for_each(|tenant| tenant.tier.end());
+        }
     }
 
     /// Whether the upstream tells it of changes just now.
@@ -115,8 +134,12 @@ impl Watch {
             return;
         }
         let releases: Releases = self
-            .leases()
-            .filter_map(|lease| Some((Arc::clone(lease), lease.take_releases())).filter(|(_, n)| *n > 0))
+            .tenants
+            .borrow()
+            .values()
+            .map(|tenant| (&tenant.tier, tenant.tier.take_releases()))
+            .filter(|(_, n)| *n > 0)
+            .map(|(lease, n)| (Arc::clone(lease), n))
             .collect();
         if !self.feed.up() {
             // Nothing is served, and what is kept is void before it is again.
@@ -146,18 +169,10 @@ impl Watch {
             }
             return false;
         }
-        // A ticket that was taken while nobody was told of their changes must not outlive this.
-        self.without(current).for_each(|tenant| self.tier.clear_tenant(tenant.id));
-        current.without(self).for_each(|tenant| tenant.tier.end());
+        without(&current.tenants.borrow(), &self.tenants.borrow()).for_each(|tenant| tenant.tier.end());
         self.postponed.borrow_mut().extend(current.resign());
         self.begin();
         true
-    }
-
-    /// Those of its tenants that the other does not have.
-    fn without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Arc<Tenant>> {
-        let has = |prefix, id| other.tenants.get(prefix).is_some_and(|tenant| tenant.id == id);
-        self.tenants.iter().filter(move |(prefix, tenant)| !has(*prefix, tenant.id)).map(|(_, tenant)| tenant)
     }
 
     fn begin(self: &Rc<Self>) {
@@ -167,7 +182,8 @@ impl Watch {
     }
 
     fn say_on(&self) {
-        tracing::info!(upstream = %self.site.target, tenants = self.tenants.len(), "the tier is on: the upstream tells of changes");
+        let (tenants, prefixes) = (self.tenants.borrow().len(), self.asked.prefixes().len());
+        tracing::info!(upstream = %self.site.target, tenants, prefixes, "the tier is on: the upstream tells of changes");
     }
 
     /// Another has taken its place: what holds it would have ended is left to that.
@@ -194,7 +210,7 @@ impl Watch {
         self.tracking.set(None);
         self.heard.set(None);
         if self.begun.get() {
-            self.leases().for_each(|lease| lease.end());
+            self.tenants.borrow().values().for_each(|tenant| tenant.tier.end());
             self.clear();
         }
         self.take_releases().iter().for_each(|(lease, n)| lease.release(*n));
@@ -218,8 +234,15 @@ impl Watch {
     }
 
     fn renew(&self, sent: u64) {
-        if self.begun.get() {
-            self.leases().for_each(|lease| lease.renew(sent, sent + LEASE));
+        if !self.begun.get() {
+            return;
+        }
+        for tenant in self.tenants.borrow().values() {
+            if tenant.tier.begins(sent) {
+                // What was kept before, and tickets taken before, are of a time when nobody was told of their changes, or whose holds were let go.
+                self.tier.clear_tenant(tenant.id);
+            }
+            tenant.tier.renew(sent, sent + LEASE);
         }
     }
 
@@ -262,14 +285,28 @@ impl Watch {
 
     /// The upstream says that this key has changed.
     fn changed(&self, key: &[u8]) {
+        let tenants = self.tenants.borrow();
+        let before = tenants.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
+        // A stem covers others too, of whom nothing is kept, or nothing that will be served.
+        let Some((_, tenant)) = before.filter(|(prefix, _)| key.starts_with(prefix)) else { return };
         if let Some(store) = self.tier.store() {
             store.invalidate(self.site.number, key);
         }
-        let before = self.tenants.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
-        if let Some((_, tenant)) = before.filter(|(prefix, _)| key.starts_with(prefix)) {
+        // While one takes over from another both are told.
+        if self.begun.get() {
             tenant.tier.invalidated();
         }
     }
+}
+
+/// Those of the ones whom the others lack.
+fn without<'a>(ones: &'a Tenants, others: &'a Tenants) -> impl Iterator<Item = &'a Arc<Tenant>> {
+    let has = |prefix, id| others.get(prefix).is_some_and(|tenant| tenant.id == id);
+    ones.iter().filter(move |(prefix, tenant)| !has(*prefix, tenant.id)).map(|(_, tenant)| tenant)
+}
+
+fn same(ones: &Tenants, others: &Tenants) -> bool {
+    ones.len() == others.len() && without(ones, others).next().is_none()
 }
 
 /// Hands on every key of an `invalidate` push; `false` when it means all of them, or is not understood and so may.
@@ -291,9 +328,10 @@ fn each_key(push: &[u8], mut hand_on: impl FnMut(&[u8])) -> bool {
 impl Audience for Watch {
     fn connected(&self, out: &mut Vec<u8>) {
         self.awaited.borrow_mut().clear();
-        resp::put_header(out, b'*', 4 + 2 * self.tenants.len() as u64);
+        let prefixes = self.asked.prefixes();
+        resp::put_header(out, b'*', 4 + 2 * prefixes.len() as u64);
         [&b"CLIENT"[..], b"TRACKING", b"ON", b"BCAST"].iter().for_each(|word| resp::put_bulk(out, word));
-        for prefix in self.tenants.keys() {
+        for prefix in prefixes {
             resp::put_bulk(out, b"PREFIX");
             resp::put_bulk(out, prefix);
         }

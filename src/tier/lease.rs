@@ -24,6 +24,16 @@ struct Slot {
 #[repr(align(128))]
 struct Apart(AtomicU64);
 
+/// Written by every script, of tenants without a tier too; away from what every command reads.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Holds {
+    /// How many things are under way that may change any key: nothing is served meanwhile.
+    under_way: AtomicU32,
+    /// How many of these were answered, and wait for the tracking connection to be past them.
+    releasing: AtomicU32,
+}
+
 /// What is known of a tenant's part of the tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -58,10 +68,7 @@ pub struct Lease {
     from: AtomicU64,
     /// Values are tracked, up to this moment; 0: they are not.
     until: AtomicU64,
-    /// How many things are under way that may change any key: nothing is served meanwhile.
-    holds: AtomicU32,
-    /// How many of these were answered, and wait for the tracking connection to be past them.
-    releasing: AtomicU32,
+    holds: Holds,
     invalidations: Apart,
     counters: OnceLock<Box<[Slot]>>,
     /// Wakes who keeps the tracking connection.
@@ -138,12 +145,18 @@ impl Lease {
     /// Whether what is kept may be served.
     #[inline]
     pub fn serves(&self, now: u64) -> bool {
-        self.tracks(now) && self.holds.load(Ordering::Acquire) == 0
+        self.tracks(now) && self.holds.under_way.load(Ordering::Acquire) == 0
     }
 
-    /// The tracking connection has answered what was `sent` then, and so has told all that changed before: the lease is good up to `until`.
+    /// Whether [`Self::renew`] would end a time in which nothing was tracked: what is kept has to be void before.
+    pub fn begins(&self, sent: u64) -> bool {
+        self.until.load(Ordering::Relaxed) == 0 && self.due(sent)
+    }
+
+    /// The tracking connection has answered what was `sent` then, and so has told what changed before, but for the turn of the upstream's in which it
+    /// did, whose pushes are right behind: the lease is good up to `until`.
     pub fn renew(&self, sent: u64, until: u64) {
-        if self.wanted() && sent >= self.from.load(Ordering::Relaxed) {
+        if self.due(sent) {
             self.until.store(until, Ordering::SeqCst);
         }
     }
@@ -155,7 +168,7 @@ impl Lease {
 
     /// Something is about to be sent that may change any key.
     pub(super) fn hold(&self) {
-        self.holds.fetch_add(1, Ordering::SeqCst);
+        self.holds.under_way.fetch_add(1, Ordering::SeqCst);
     }
 
     /// It was answered, or its connection is gone.
@@ -164,20 +177,24 @@ impl Lease {
         if self.until.load(Ordering::SeqCst) == 0 {
             return self.release(1);
         }
-        if self.releasing.fetch_add(1, Ordering::SeqCst) == 0 {
+        if self.holds.releasing.fetch_add(1, Ordering::SeqCst) == 0 {
             self.wake.notify_one();
         }
     }
 
     /// For the keeper of the tracking connection: how many wait for a PING that is sent now.
     pub fn take_releases(&self) -> u32 {
-        if self.releasing.load(Ordering::Relaxed) == 0 { 0 } else { self.releasing.swap(0, Ordering::SeqCst) }
+        if self.holds.releasing.load(Ordering::Relaxed) == 0 {
+            0
+        } else {
+            self.holds.releasing.swap(0, Ordering::SeqCst)
+        }
     }
 
     /// So many of them are over.
     pub fn release(&self, n: u32) {
         if n > 0 {
-            self.holds.fetch_sub(n, Ordering::SeqCst);
+            self.holds.under_way.fetch_sub(n, Ordering::SeqCst);
         }
     }
 

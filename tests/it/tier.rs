@@ -1,7 +1,9 @@
 //! The in-process tier: what it answers, what it must not, and that nothing it answers is older than promised.
 mod coherence;
 mod commands;
+mod gap;
 mod history;
+mod many;
 mod operators;
 mod overtaken;
 mod reload;

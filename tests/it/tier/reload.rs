@@ -75,6 +75,29 @@ fn what_was_queued_before_is_known_at_exec() {
 }
 
 #[test]
+fn what_was_queued_while_it_was_off_is_known_at_exec() {
+    static SILENT: AtomicBool = AtomicBool::new(false);
+    let redis = Redis::start();
+    let between = deaf(&redis, &SILENT);
+    let fence = Fence::with_tenants(between.addr(), &config(true));
+    let (mut writes, mut reads) = (client(&fence), client(&fence));
+    while count(&mut reads, "tier_live") == 0 {}
+    is!(writes, ["MULTI"], "+OK\r\n");
+    fence.reload(&config(false), "settings reloaded");
+    is!(writes, ["SET", "k", "new"], "+QUEUED\r\n");
+    turn_on(&fence, &mut reads);
+    let hits = count(&mut reads, "tier_hits");
+    while count(&mut reads, "tier_hits") == hits {
+        is!(reads, ["GET", "k"], "$-1\r\n");
+    }
+    // Nothing says that changes have been told.
+    SILENT.store(true, Ordering::Relaxed);
+    writes.send(&command(&["EXEC"]));
+    assert_eq!(show(&writes.reply()), "*1\\r\\n+OK\\r\\n");
+    is!(reads, ["GET", "k"], "$3\r\nnew\r\n");
+}
+
+#[test]
 fn a_script_sent_before_holds_the_tenant() {
     static HELD: AtomicBool = AtomicBool::new(true);
     static SILENT: AtomicBool = AtomicBool::new(false);

@@ -1,5 +1,5 @@
 //! Tenants come to the tier and leave it, by a reload or because it rests: what is kept of the others stays, and stays true.
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -96,39 +96,129 @@ fn no_change_falls_between_two_connections() {
     }
 }
 
-#[test]
-fn a_successor_waits_for_its_predecessors_last_word() {
-    static HELD: AtomicBool = AtomicBool::new(false);
-    static ASKED: AtomicBool = AtomicBool::new(false);
-    let redis = Redis::start();
-    let between = Scripted::start(redis.addr(), |request| match &request[0][..] {
-        b"PING" if request.len() == 1 && HELD.load(Ordering::Relaxed) => {
-            ASKED.store(true, Ordering::Relaxed);
+/// Between keyfence and the server: from when the second connection begins to track, now without b, until `held` is taken back, no PING is answered.
+/// `asked` counts them.
+fn speechless(redis: &Redis, held: &'static AtomicBool, asked: &'static AtomicUsize) -> Scripted {
+    Scripted::start(redis.addr(), move |request| match &request[0][..] {
+        b"PING" if request.len() == 1 && held.load(Ordering::Relaxed) => {
+            asked.fetch_add(1, Ordering::Relaxed);
             Act::Silence
         }
-        b"CLIENT" if request[1] == b"TRACKING" && request.iter().any(|word| word == b"b:") => {
-            // It tracks, and from now on nothing is heard of the one before it.
-            HELD.store(true, Ordering::Relaxed);
+        b"CLIENT" if request[1] == b"TRACKING" && !request.iter().any(|word| word == b"b:") => {
+            held.store(true, Ordering::Relaxed);
             Act::Forward
         }
         _ => Act::Forward,
-    });
-    // Longer than the test takes: the one that is silent is lost after it.
-    let patient = |other| config(other).replace("1s", "3s");
-    let fence = Fence::with_tenants(between.addr(), &patient(false));
-    let log = fence.process().unwrap();
-    log.wait_for_lines(1, "the tier is on");
-    fence.reload(&patient(true), "settings reloaded");
-    let mut client = client(&fence);
-    while !ASKED.load(Ordering::Relaxed) {
+    })
+}
+
+/// Longer than a test takes: a connection that is silent is lost after it.
+fn patient(other: bool) -> String {
+    config(other).replace("1s", "5s")
+}
+
+/// Waits for so many more PINGs: of the tracking connection there are two a second.
+fn beats(asked: &AtomicUsize, more: usize) {
+    let before = asked.load(Ordering::Relaxed);
+    while asked.load(Ordering::Relaxed) < before + more {
         thread::yield_now();
     }
-    for _ in 0..20 {
-        is!(client, ["PING"], "+PONG\r\n");
-        assert_eq!(log.lines_with("the tier is on"), 1, "it has not heard the last of the one before it");
-    }
+}
+
+#[test]
+fn a_successor_waits_for_its_predecessors_last_word() {
+    static HELD: AtomicBool = AtomicBool::new(false);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let redis = Redis::start();
+    let between = speechless(&redis, &HELD, &ASKED);
+    let fence = Fence::with_tenants(between.addr(), &patient(true));
+    let log = fence.process().unwrap();
+    log.wait_for_lines(1, "the tier is on");
+    fence.reload(&patient(false), "settings reloaded");
+    // Sent in several beats, so that the last of them was when the second had long been told that it tracks.
+    beats(&ASKED, 5);
+    assert_eq!(log.lines_with("the tier is on"), 1, "it has not heard the last of the one before it");
     HELD.store(false, Ordering::Relaxed);
     log.wait_for_lines(2, "the tier is on");
+}
+
+#[test]
+fn scripts_that_end_during_a_succession_hold_nothing_after_it() {
+    static HELD: AtomicBool = AtomicBool::new(false);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let redis = Redis::start();
+    let between = speechless(&redis, &HELD, &ASKED);
+    let fence = Fence::with_tenants(between.addr(), &patient(true));
+    let log = fence.process().unwrap();
+    log.wait_for_lines(1, "the tier is on");
+    let mut client = client(&fence);
+    settle(&mut client);
+    fence.reload(&patient(false), "settings reloaded");
+    // The first to be answered are those that came before the script.
+    beats(&ASKED, 4);
+    is!(client, ["EVAL", "return 1", "0"], ":1\r\n");
+    beats(&ASKED, 2);
+    assert_eq!(log.lines_with("the tier is on"), 1);
+    HELD.store(false, Ordering::Relaxed);
+    log.wait_for_lines(2, "the tier is on");
+    settle(&mut client);
+}
+
+#[test]
+fn a_successor_under_way_is_not_given_up_for_other_tenants() {
+    static HELD: AtomicBool = AtomicBool::new(true);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let redis = Redis::start();
+    let between = Scripted::start(redis.addr(), |request| {
+        let names = |word: &[u8]| request.iter().any(|other| other == word);
+        if request[0] == b"PING" {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+        }
+        while names(b"TRACKING") && names(b"b:") && !names(b"c:") && HELD.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        Act::Forward
+    });
+    let tenant = |name: &str, tier: bool| format!("[tenants.{name}]\npasswords = [\"p\"]\ntier = {tier}\n");
+    let config = |b: bool, c: bool| patient(b) + &tenant("c", c);
+    let fence = Fence::with_tenants(between.addr(), &config(true, true));
+    let log = fence.process().unwrap();
+    log.wait_for_lines(1, "the tier is on");
+    let asked_for = |prefixes: &[&[u8]]| {
+        let tracking =
+            between.seen().into_iter().filter(|request| request[0] == b"CLIENT" && request[1] == b"TRACKING");
+        tracking.filter(|request| request.iter().filter(|word| word.ends_with(b":")).eq(prefixes)).count()
+    };
+    fence.reload(&config(true, false), "settings reloaded");
+    while asked_for(&[b"a:", b"b:"]) == 0 {
+        thread::yield_now();
+    }
+    fence.reload(&config(false, false), "settings reloaded");
+    beats(&ASKED, 5);
+    assert_eq!((asked_for(&[b"a:", b"b:"]), asked_for(&[b"a:"])), (1, 0), "one after the other");
+    HELD.store(false, Ordering::Relaxed);
+    log.wait_for_lines(3, "the tier is on");
+    assert_eq!((asked_for(&[b"a:", b"b:"]), asked_for(&[b"a:"])), (1, 1));
+}
+
+#[test]
+fn a_tenant_that_comes_back_is_not_served_what_it_had() {
+    let redis = Redis::start();
+    let fence = Fence::with_tenants(redis.addr(), &config(true));
+    let log = fence.process().unwrap();
+    log.wait_for_lines(1, "the tier is on");
+    let mut client = fence.client();
+    is!(client, ["AUTH", "b", "p"], "+OK\r\n");
+    is!(client, ["SET", "k", "v"], "+OK\r\n");
+    settle(&mut client);
+    is!(client, ["GET", "k"], "$1\r\nv\r\n");
+    fence.reload(&config(false), "settings reloaded");
+    log.wait_for_lines(2, "the tier is on");
+    // Nobody tells of this one.
+    is!(redis.client(), ["SET", "b:k", "w"], "+OK\r\n");
+    fence.reload(&config(true), "settings reloaded");
+    while count(&mut client, "tier_live") == 0 {}
+    is!(client, ["GET", "k"], "$1\r\nw\r\n");
 }
 
 #[test]
