@@ -35,6 +35,8 @@ use crate::{
     worker::{ListeningTls, Shared},
 };
 
+/// How long upstreams that are left have, all at once, until their users are taken away; those go by themselves after a day.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -72,20 +74,28 @@ impl Staged {
 }
 
 async fn stop_all(children: HashMap<String, Child>) {
-    for (stop, supervisor) in children.into_values() {
+    let stopped = children.into_values().map(|(stop, supervisor)| async move {
         stop.send_replace(true);
         let _ = supervisor.await;
-    }
+    });
+    join_all(stopped).await;
 }
 
 /// TLS of an upstream, and what is to be in force for it.
 type Renewed = (Arc<UpstreamTls>, Arc<ClientConfig>);
 
-/// Takes the users of keyfence's own away from an upstream that is not used any more.
+/// Takes the users of keyfence's own away from upstreams that are not used any more.
+async fn leave_all(sites: impl IntoIterator<Item = &Arc<Site>>) {
+    join_all(sites.into_iter().map(|site| leave(site))).await;
+}
+
 async fn leave(site: &Site) {
-    if let Err(error) = site.wall.lower().await {
-        tracing::warn!(upstream = %site.target, %error, "the users of the wall were left behind");
-    }
+    let error = match timeout(LEAVE_WITHIN, site.wall.lower()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {LEAVE_WITHIN:?}"),
+    };
+    tracing::warn!(upstream = %site.target, error, "the users of the wall were left behind");
 }
 
 impl Sites {
@@ -201,9 +211,7 @@ impl Sites {
     pub async fn stop(&mut self) {
         self.watchers.drain().for_each(|(_, watcher)| watcher.abort());
         self.keepers.drain().for_each(|(_, (_, keeper))| keeper.abort());
-        for site in self.by_name.values() {
-            leave(site).await;
-        }
+        leave_all(self.by_name.values()).await;
         stop_all(std::mem::take(&mut self.managed)).await;
     }
 }
@@ -235,9 +243,7 @@ pub struct Gone {
 impl Gone {
     /// Leaves them as they were found; nobody uses them any more.
     async fn leave(self) {
-        for site in &self.sites {
-            leave(site).await;
-        }
+        leave_all(&self.sites).await;
         stop_all(self.children).await;
     }
 }

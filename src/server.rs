@@ -235,6 +235,8 @@ pub async fn run(
     tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
     board.enter(Phase::Draining);
     shared.draining.store(true, Ordering::SeqCst);
+    // As long as the workers hold their sockets nobody else's file has the same number.
+    drop(bound);
     leave.send_replace(Some(Instant::now() + config.shutdown_grace));
     for client in shared.clients.all() {
         client.alarm.drain();
@@ -245,7 +247,6 @@ pub async fn run(
     if joined.await.unwrap_or(1) > 0 {
         tracing::error!("a worker ended in a panic");
     }
-    drop(bound);
     sites.stop().await;
     if let Some(admin) = admin {
         admin.stop().await;

@@ -436,7 +436,7 @@ fn who_hangs_keeps_only_their_own_clients_out() {
     let mut client = crate::support::Client::connect(addr);
     assert_eq!(client.call(&[b"AUTH", b"well", b"secret"]), b"+OK\r\n");
     assert_eq!(client.call(&[b"INCR", b"k"]), b":1\r\n");
-    drop(process);
+    stop(process);
 }
 
 #[test]
