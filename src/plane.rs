@@ -3,7 +3,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
 
 use crate::{
     directory::Directory,
@@ -111,9 +114,26 @@ fn set(site: &Site, logins: Logins) {
     }
 }
 
-/// Looks after one upstream until it is taken out of the settings.
-pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>) {
-    tokio::join!(tend(shared, Arc::clone(&site)), feel(&site));
+/// Looks after one upstream until it is taken out of the settings. With `first` it is asked what it is and gets its users at once, which is
+/// told when it is over, whatever came of it.
+pub async fn look_after(shared: Arc<Shared>, site: Arc<Site>, first: Option<oneshot::Sender<()>>) {
+    let tended = async {
+        if let Some(first) = first {
+            learn(&site).await;
+            rebuild(&shared, &site).await;
+            let _ = first.send(());
+        }
+        tend(shared, Arc::clone(&site)).await;
+    };
+    tokio::join!(tended, feel(&site));
+}
+
+/// Raises the wall for the tenants of the directory in force.
+async fn rebuild(shared: &Shared, site: &Arc<Site>) {
+    let directory = shared.directory.load_full();
+    if let Err(error) = raise(site, &[&directory]).await {
+        tracing::error!(upstream = %site.target, error, "the wall does not stand: nobody is served there until it does");
+    }
 }
 
 /// Asks it every second whether it answers: an error is an answer, one of a server that is busy with a script, say.
@@ -161,10 +181,7 @@ async fn tend(shared: Arc<Shared>, site: Arc<Site>) {
         let wanted = !matches!(**site.logins.load(), Logins::Own | Logins::Users(_));
         if wanted && (again || !stands) {
             raised = Instant::now();
-            let directory = shared.directory.load_full();
-            if let Err(error) = raise(&site, &[&directory]).await {
-                tracing::error!(upstream = %site.target, error, "the wall does not stand: nobody is served there until it does");
-            }
+            rebuild(&shared, &site).await;
         }
         next_check = Instant::now() + CHECK;
     }

@@ -9,12 +9,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::join_all;
 use rustls::ClientConfig;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinHandle,
-    time::interval,
+    time::{interval, timeout},
 };
 
 use crate::{
@@ -34,6 +35,8 @@ use crate::{
     worker::{ListeningTls, Shared},
 };
 
+/// How long upstreams that are left have, all at once, until their users are taken away; those go by themselves after a day.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -71,20 +74,28 @@ impl Staged {
 }
 
 async fn stop_all(children: HashMap<String, Child>) {
-    for (stop, supervisor) in children.into_values() {
+    let stopped = children.into_values().map(|(stop, supervisor)| async move {
         stop.send_replace(true);
         let _ = supervisor.await;
-    }
+    });
+    join_all(stopped).await;
 }
 
 /// TLS of an upstream, and what is to be in force for it.
 type Renewed = (Arc<UpstreamTls>, Arc<ClientConfig>);
 
-/// Takes the users of keyfence's own away from an upstream that is not used any more.
+/// Takes the users of keyfence's own away from upstreams that are not used any more.
+async fn leave_all(sites: impl IntoIterator<Item = &Arc<Site>>) {
+    join_all(sites.into_iter().map(|site| leave(site))).await;
+}
+
 async fn leave(site: &Site) {
-    if let Err(error) = site.wall.lower().await {
-        tracing::warn!(upstream = %site.target, %error, "the users of the wall were left behind");
-    }
+    let error = match timeout(LEAVE_WITHIN, site.wall.lower()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {LEAVE_WITHIN:?}"),
+    };
+    tracing::warn!(upstream = %site.target, error, "the users of the wall were left behind");
 }
 
 impl Sites {
@@ -143,15 +154,36 @@ impl Sites {
         self.by_name.iter().filter_map(of).collect()
     }
 
+    /// Starts looking after all of them, and waits until each has said what it is and has the users of its tenants, or could not be asked:
+    /// `within` at the longest. Those that take longer are asked on.
+    pub async fn begin(&mut self, shared: &Arc<Shared>, within: Duration) {
+        let mut asked = Vec::new();
+        self.watch(shared, || {
+            let (tell, told) = oneshot::channel();
+            asked.push(told);
+            Some(tell)
+        });
+        let _ = timeout(within, join_all(asked)).await;
+        self.keep_tier(shared);
+    }
+
     /// Starts looking after those that are new, and stops with those that are gone.
     pub fn look_after(&mut self, shared: &Arc<Shared>) {
+        self.watch(shared, || None);
+        self.keep_tier(shared);
+    }
+
+    fn watch(&mut self, shared: &Arc<Shared>, mut first: impl FnMut() -> Option<oneshot::Sender<()>>) {
         for (_, watcher) in self.watchers.drain() {
             watcher.abort();
         }
         for (name, site) in &self.by_name {
-            let task = tokio::task::spawn_local(plane::look_after(Arc::clone(shared), Arc::clone(site)));
+            let task = tokio::task::spawn_local(plane::look_after(Arc::clone(shared), Arc::clone(site), first()));
             self.watchers.insert(name.clone(), task);
         }
+    }
+
+    fn keep_tier(&mut self, shared: &Arc<Shared>) {
         // Those of upstreams that stay go on: what they know would be lost.
         self.keepers.retain(|name, (site, keeper)| {
             let stays = self.by_name.get(name).is_some_and(|now| Arc::ptr_eq(now, site));
@@ -179,9 +211,7 @@ impl Sites {
     pub async fn stop(&mut self) {
         self.watchers.drain().for_each(|(_, watcher)| watcher.abort());
         self.keepers.drain().for_each(|(_, (_, keeper))| keeper.abort());
-        for site in self.by_name.values() {
-            leave(site).await;
-        }
+        leave_all(self.by_name.values()).await;
         stop_all(std::mem::take(&mut self.managed)).await;
     }
 }
@@ -213,9 +243,7 @@ pub struct Gone {
 impl Gone {
     /// Leaves them as they were found; nobody uses them any more.
     async fn leave(self) {
-        for site in &self.sites {
-            leave(site).await;
-        }
+        leave_all(&self.sites).await;
         stop_all(self.children).await;
     }
 }
@@ -229,24 +257,24 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// SIGHUP, of which one that comes before there is anything to reload must not end the process.
+    /// From now on none of them ends the process by itself.
     ///
     /// # Errors
     /// When signals cannot be watched.
-    pub fn hangup() -> Result<Signal, String> {
-        Self::watch(SignalKind::hangup())
-    }
-
-    /// With those that stop the process, which up to here do so at once.
-    ///
-    /// # Errors
-    /// When signals cannot be watched.
-    pub fn all(hangup: Signal) -> Result<Self, String> {
+    pub fn all() -> Result<Self, String> {
         Ok(Self {
             terminate: Self::watch(SignalKind::terminate())?,
             interrupt: Self::watch(SignalKind::interrupt())?,
-            hangup,
+            hangup: Self::watch(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for one that stops the process.
+    pub async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 
     fn watch(kind: SignalKind) -> Result<Signal, String> {

@@ -20,6 +20,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -32,7 +33,6 @@ use crate::{
     config::{self, ClientAuth, Config, Endpoint as Place},
     directory::Directory,
     metrics::Metrics,
-    plane,
     reload::{Reload, Signals, Sites},
     scoped::Flushes,
     scripts::{functions, store::Store},
@@ -44,6 +44,9 @@ use crate::{
     upstream::{Endpoint, Target, managed},
     worker::{Beats, ClientLimits, ListeningTls, Shared},
 };
+
+/// How long all upstreams together have to say what they are before clients are served; who takes longer is asked on.
+const ASKED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Why keyfence does not serve: a sentence for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +114,7 @@ pub async fn run(
     mut given: Inherited,
     again: impl Fn() -> Result<Config, String>,
 ) -> Result<(), Failure> {
-    let hangup = Signals::hangup()?;
+    let mut signals = Signals::all()?;
     let workers = match config.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -123,6 +126,7 @@ pub async fn run(
     let mut bound = Vec::new();
     if !takes_over {
         bound = listen::bind_all(&config, workers, &mut given).await?;
+        listen::open(&mut bound)?;
     }
     let mut sites = Sites::default();
     let staged = sites.stage(&config).await?;
@@ -167,24 +171,34 @@ pub async fn run(
         },
         None => None,
     };
-    // Clients that connect at once should find an upstream whose commands are known; one that is down must not keep them out.
-    for site in sites.by_name.values() {
-        plane::learn(site).await;
-        if let Err(error) = plane::raise(site, &[&shared.directory.load()]).await {
-            tracing::error!(upstream = %site.target, error, "the wall does not stand: nobody is served there until it does");
-        }
-    }
-    sites.look_after(&shared);
-    let all = if takes_over { listen::bind_all(&config, workers, &mut given).await } else { Ok(bound) };
-    let mut bound = match all.and_then(|bound| given.nothing_left(bound)) {
-        Ok(bound) => bound,
-        Err(error) => {
-            sites.stop().await;
-            return Err(error);
-        }
+    // Clients that connect at once should find an upstream whose commands are known; one that is down or hangs must not keep out those of others.
+    let stopped = tokio::select! {
+        biased;
+        () = signals.stop() => true,
+        () = sites.begin(&shared, ASKED_WITHIN) => false,
     };
+    if stopped {
+        tracing::info!("stopped before it served");
+        drop(bound);
+        sites.stop().await;
+        if let Some(admin) = admin {
+            admin.stop().await;
+        }
+        return Ok(());
+    }
+    let had = async {
+        if takes_over {
+            bound = listen::bind_all(&config, workers, &mut given).await?;
+        }
+        given.nothing_left()?;
+        if takes_over { listen::open(&mut bound) } else { Ok(()) }
+    };
+    if let Err(error) = had.await {
+        drop(bound);
+        sites.stop().await;
+        return Err(error);
+    }
 
-    let signals = Signals::all(hangup)?;
     let (leave, leaving) = watch::channel(None);
     let mut threads = Vec::new();
     for n in 0..workers {
@@ -221,6 +235,8 @@ pub async fn run(
     tracing::info!(clients = shared.clients.len(), grace = ?config.shutdown_grace, "stopping");
     board.enter(Phase::Draining);
     shared.draining.store(true, Ordering::SeqCst);
+    // As long as the workers hold their sockets nobody else's file has the same number.
+    drop(bound);
     leave.send_replace(Some(Instant::now() + config.shutdown_grace));
     for client in shared.clients.all() {
         client.alarm.drain();
@@ -231,7 +247,6 @@ pub async fn run(
     if joined.await.unwrap_or(1) > 0 {
         tracing::error!("a worker ended in a panic");
     }
-    drop(bound);
     sites.stop().await;
     if let Some(admin) = admin {
         admin.stop().await;

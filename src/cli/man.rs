@@ -26,6 +26,10 @@ const SECTIONS: &[Section] = &[
             ("1", "Anything that is not below: an address that cannot be had, a managed server that does not start."),
             ("64", "Settings or arguments are wrong; one line on standard error names the file, the line and the key."),
             ("69", "The upstream cannot be reached (check, adopt, purge)."),
+            (
+                "134 (SIGABRT)",
+                "keyfence found itself wrong, and did not go on for fear of giving a reply to the wrong client; the log names the place. Start it again, and report it.",
+            ),
         ],
     ),
     (

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::source::Layers;
 use super::{
@@ -262,6 +262,9 @@ fn proxies(texts: &[String]) -> Result<Proxies, String> {
         let network = network.map_err(|_| {
             format!("{} is no address, no network such as \"10.0.0.0/8\", and not \"unix\"", value::quoted(text))
         })?;
+        if let Some(plain) = unmapped(&network) {
+            return Err(format!("{} is IPv4; write \"{plain}\"", value::quoted(text)));
+        }
         if network.addr() != network.network() {
             return Err(format!(
                 "{} is not the first address of its network; write \"{}\"",
@@ -272,6 +275,13 @@ fn proxies(texts: &[String]) -> Result<Proxies, String> {
         all.networks.push(network);
     }
     Ok(all)
+}
+
+/// The network of IPv4 that this one of IPv6 stands for (RFC 4291, 2.5.5.2): addresses are compared as what they are.
+fn unmapped(network: &IpNet) -> Option<Ipv4Net> {
+    let IpNet::V6(network) = network else { return None };
+    let (address, length) = (network.addr().to_ipv4_mapped()?, network.prefix_len().checked_sub(96)?);
+    Ipv4Net::new(address, length).ok().map(|network| network.trunc())
 }
 
 /// Permissions as chmod(1) writes them; empty: none.

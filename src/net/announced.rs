@@ -2,11 +2,12 @@
 //! (<https://www.haproxy.org/download/1.8/doc/proxy-protocol.txt>). Read to its last byte and not beyond: what follows is the client's, in TLS or not.
 
 use std::{
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::SocketAddr,
 };
 
 use ppp::{v1, v2};
+use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
 /// What a header of version 2 begins with.
@@ -106,26 +107,45 @@ impl Raw {
     /// Reads the header; the caller's deadline bounds this.
     ///
     /// # Errors
-    /// The socket's; `UnexpectedEof` when the connection ended before the header did, `InvalidData` when it is none.
+    /// The socket's; `UnexpectedEof` when the connection ended before the header began, `InvalidData` when it is none, or half of one.
     pub async fn announced(&self) -> io::Result<Announced> {
         let mut head = Vec::new();
+        let outcome = self.header(&mut head).await;
+        let ended = |e: &io::Error| matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset);
+        if !head.is_empty() && outcome.as_ref().is_err_and(ended) {
+            return Err(io::Error::new(ErrorKind::InvalidData, "it ended in its header"));
+        }
+        outcome
+    }
+
+    async fn header(&self, head: &mut Vec<u8>) -> io::Result<Announced> {
         loop {
             let wrong = |why: String| io::Error::new(ErrorKind::InvalidData, why);
-            let more = match next(&head) {
-                Next::Whole => return parse(&head).map_err(wrong),
+            let more = match next(head) {
+                Next::Whole => return parse(head).map_err(wrong),
                 Next::Wrong => return Err(wrong("it is no header of the PROXY protocol".into())),
                 Next::Bytes(n) => n,
                 Next::Line(most) => self.of_the_line(most).await?,
             };
             let at = head.len();
             head.resize(at + more, 0);
-            let read = self.read(&mut head[at..]).await?;
-            head.truncate(at + read);
-            if read == 0 {
-                let silent = if at == 0 { "it said nothing" } else { "it ended in its header" };
-                return Err(io::Error::new(ErrorKind::UnexpectedEof, silent));
+            let read = self.read(&mut head[at..]).await;
+            head.truncate(at + read.as_ref().map_or(0, |n| *n));
+            if read? == 0 {
+                return Err(io::Error::new(ErrorKind::UnexpectedEof, "it said nothing"));
             }
         }
+    }
+
+    /// Says a last word, as far as there is room for it. What it has sent is read: a connection that is closed with something unread is reset,
+    /// and the word lost.
+    pub fn turn_away(self, word: &[u8]) {
+        // The runtime may not have heard yet that it can be written to.
+        let socket = match &self {
+            Self::Tcp(stream) => SockRef::from(stream),
+            Self::Unix(stream) => SockRef::from(stream),
+        };
+        let _ = (&*socket).write(word).and_then(|_| (&*socket).read(&mut [0; LONGEST]));
     }
 
     /// How many of the bytes to come are known to be of this line: 1 or more, `most` at the most.

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     handshake::{self, Handshake, Handshakes},
-    listen::{self, Heir, Kind, Listener, SETTLE},
+    listen::{self, Heir, Kind, LOOK, Listener, SETTLE},
 };
 use crate::{
     clients::Client,
@@ -35,6 +35,9 @@ use crate::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long who is still shaking hands at a stop has to come to an end of it.
 const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
+
+/// What who is one too many is told.
+const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 
 /// The end of the grace period, once the process stops.
 type Leaving = watch::Receiver<Option<Instant>>;
@@ -226,8 +229,12 @@ impl Door {
             && !listen::migrates()
             && listen::begin_no_more(&SockRef::from(listener)).is_ok()
         {
-            sleep(SETTLE).await;
-            self.empty(&closing);
+            let grace = leaving.borrow().unwrap_or_else(Instant::now);
+            let until = grace.min(Instant::now() + SETTLE);
+            while Instant::now() < until {
+                sleep(LOOK).await;
+                self.empty(&closing);
+            }
         }
         Ok(())
     }
@@ -267,6 +274,9 @@ impl Door {
         let Some(one) = self.handshakes.begin(&self.worker.shared, &self.sessions) else {
             tracing::debug!(client = addresses.0, "too many clients or handshakes: closed");
             self.worker.meter.cells.rejected.add(1);
+            if !tls {
+                raw.turn_away(TOO_MANY);
+            }
             return;
         };
         tracing::debug!(client = addresses.0, "client is arriving");
@@ -339,7 +349,7 @@ impl Door {
         }
         if shared.full() || first.as_ref().is_some_and(|(tenant, _)| !tenant.admit()) {
             counts.rejected.add(1);
-            let _ = write.try_write(b"-ERR max number of clients reached\r\n");
+            let _ = write.try_write(TOO_MANY);
             return;
         }
         counts.accepted.add(1);

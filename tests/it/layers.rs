@@ -161,7 +161,6 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "login",
             "metrics",
             "net",
-            "plane",
             "reload",
             "scoped",
             "scripts",

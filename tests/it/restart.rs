@@ -3,7 +3,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as SocketName, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -253,6 +254,37 @@ fn a_socket_that_no_setting_names_is_an_error() {
 }
 
 #[test]
+fn all_addresses_of_ipv6_are_those_of_ipv4_unless_it_is_told_apart() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let bind = |at: SocketAddr| {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
+        if at.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&at.into())?;
+        socket.listen(8)?;
+        Ok::<_, std::io::Error>(TcpListener::from(socket))
+    };
+    // A port that is free in both.
+    let (v6, v4, port) = loop {
+        let v6 = bind("[::]:0".parse().unwrap()).unwrap();
+        let port = v6.local_addr().unwrap().port();
+        if let Ok(v4) = bind(format!("0.0.0.0:{port}").parse().unwrap()) {
+            break (v6, v4, port);
+        }
+    };
+    let config = settings(&dir, &format!("listen = ['0.0.0.0:{port}', '[::]:{port}']\nworkers = 1\n"));
+    let process = with_sockets(&keyfence(redis.addr(), &config), v6.into(), v4.into());
+    for addr in ["127.0.0.1", "[::1]"] {
+        let place = Place::Tcp(format!("{addr}:{port}").parse().unwrap());
+        assert!(increments(&mut *place.connect(), "k"));
+    }
+    stop(process);
+}
+
+#[test]
 fn the_admin_listener_may_be_passed_on_too() {
     let redis = Redis::start();
     let (dir, addr, admin) = (tempfile::tempdir().unwrap(), free_addr(), free_addr());
@@ -269,15 +301,25 @@ fn the_admin_listener_may_be_passed_on_too() {
     }
 }
 
-#[test]
-fn a_service_manager_is_told() {
-    let redis = Redis::start();
-    let (dir, addr) = (tempfile::tempdir().unwrap(), free_addr());
-    let notify = dir.path().join("notify");
-    let manager = UnixDatagram::bind(&notify).unwrap();
+/// A service manager at this address.
+fn manager(at: &SocketName) -> UnixDatagram {
+    let manager = UnixDatagram::bind_addr(at).unwrap();
     manager.set_read_timeout(Some(HANG)).unwrap();
-    // Signs of life come whenever they come.
-    let told = |wanted: &str| loop {
+    manager
+}
+
+/// keyfence that is to tell whoever is at `name`.
+fn notifying(name: &str, config: &Path, upstream: SocketAddr) -> Process {
+    let words = keyfence(upstream, config);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
+    command.env_clear().env("NOTIFY_SOCKET", name).env("WATCHDOG_USEC", "1000000").stderr(Stdio::piped());
+    Process::start(&mut command, |child| child.stderr.take())
+}
+
+/// The next datagram with `wanted` in it, after nothing but signs of life, which come whenever they come.
+fn told(manager: &UnixDatagram, wanted: &str) -> String {
+    loop {
         let mut buf = [0; 512];
         let n = match manager.recv(&mut buf) {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
@@ -288,22 +330,129 @@ fn a_service_manager_is_told() {
             return said;
         }
         assert!(said.contains("WATCHDOG=1"), "{said}");
-    };
+    }
+}
+
+#[test]
+fn a_service_manager_is_told() {
+    let redis = Redis::start();
+    let (dir, addr) = (tempfile::tempdir().unwrap(), free_addr());
     let config = settings(&dir, &format!("listen = ['{addr}']\nworkers = 2\n"));
+    let (path, name) = (dir.path().join("notify"), format!("keyfence-test-{}", addr.port()));
+    let at_path = (SocketName::from_pathname(&path).unwrap(), path.to_str().unwrap().to_owned());
+    let in_no_file_system = (SocketName::from_abstract_name(&name).unwrap(), format!("@{name}"));
+    for (at, name) in [at_path, in_no_file_system] {
+        let manager = manager(&at);
+        let mut process = notifying(&name, &config, redis.addr());
+        told(&manager, "READY=1");
+        assert!(TcpStream::connect(addr).is_ok(), "ready, and nobody listens");
+        told(&manager, "WATCHDOG=1");
+        told(&manager, "WATCHDOG=1");
+        process.signal("HUP");
+        assert!(told(&manager, "RELOADING=1").contains("MONOTONIC_USEC="));
+        told(&manager, "READY=1");
+        process.signal("TERM");
+        told(&manager, "STOPPING=1");
+        assert!(process.wait().success());
+        assert_eq!(process.lines_with("makes no progress"), 0, "{}", process.output());
+        assert_eq!(process.lines_with("could not be told"), 0, "{}", process.output());
+    }
+}
+
+#[test]
+fn a_service_manager_that_is_behind_keeps_nobody_waiting() {
+    let redis = Redis::start();
+    let (dir, addr) = (tempfile::tempdir().unwrap(), free_addr());
+    let config = settings(&dir, &format!("listen = ['{addr}']\nworkers = 1\n"));
+    let path = dir.path().join("notify");
+    let full = || {
+        let other = UnixDatagram::unbound().unwrap();
+        other.set_nonblocking(true).unwrap();
+        while other.send_to(b"WATCHDOG=1", &path).is_ok() {}
+    };
+    let manager = manager(&SocketName::from_pathname(&path).unwrap());
+    full();
+    let mut process = notifying(path.to_str().unwrap(), &config, redis.addr());
+    process.wait_for_line(|line| line.contains("serving"));
+    assert!(increments(&mut *Place::Tcp(addr).connect(), "k"));
+    // It hears of it when it listens again.
+    told(&manager, "READY=1");
+    full();
+    process.signal("TERM");
+    assert!(process.wait().success());
+}
+
+#[test]
+fn one_that_fails_to_take_over_takes_nothing_away() {
+    let redis = Redis::start();
+    let (dir, addr, taken) = (tempfile::tempdir().unwrap(), free_addr(), free_addr());
+    let path = dir.path().join("kf.sock");
+    let other = TcpListener::bind(taken).unwrap();
+    let listen = format!("reuse_port = true\nworkers = 2\nlisten = ['{addr}', 'unix:{}'", path.display());
+    let run = |text: &str| {
+        let words = keyfence(redis.addr(), &settings(&dir, text));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let serving = start(run(&format!("{listen}]\n")));
+    // The last address cannot be had; or it is one of its own, written in another way.
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("alias")).unwrap();
+    let alias = dir.path().join("alias/kf.sock");
+    for (last, status) in [(taken.to_string(), 1), (format!("unix:{}", alias.display()), 64)] {
+        let ended = run(&format!("{listen}, '{last}']\n")).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(status), "{said}");
+        for place in [Place::Tcp(addr), Place::Unix(path.clone())] {
+            for _ in 0..4 {
+                assert!(increments(&mut *place.connect(), "k"));
+            }
+        }
+    }
+    stop(serving);
+    drop(other);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn who_hangs_keeps_only_their_own_clients_out() {
+    let redis = Redis::start();
+    let (dir, addr) = (tempfile::tempdir().unwrap(), free_addr());
+    // They accept, and say nothing for longer than anybody would wait.
+    let silent: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let mut text = format!("listen = ['{addr}']\nworkers = 1\n[tenants.well]\npasswords = ['secret']\n");
+    for (n, listener) in silent.iter().enumerate() {
+        let url = listener.local_addr().unwrap();
+        text += &format!(
+            "[upstreams.u{n}]\nurl = 'redis://{url}'\nsocket_timeout = '1h'\n[tenants.t{n}]\npasswords = ['secret{n}']\nupstream = 'u{n}'\n"
+        );
+    }
+    let config = settings(&dir, &text);
     let words = keyfence(redis.addr(), &config);
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
-    command.env_clear().env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "1000000").stderr(Stdio::piped());
-    let process = Process::start(&mut command, |child| child.stderr.take());
-    told("READY=1");
-    assert!(TcpStream::connect(addr).is_ok(), "ready, and nobody listens");
-    told("WATCHDOG=1");
-    told("WATCHDOG=1");
-    process.signal("HUP");
-    assert!(told("RELOADING=1").contains("MONOTONIC_USEC="));
-    told("READY=1");
+    let process = start(command);
+    let mut client = crate::support::Client::connect(addr);
+    assert_eq!(client.call(&[b"AUTH", b"well", b"secret"]), b"+OK\r\n");
+    assert_eq!(client.call(&[b"INCR", b"k"]), b":1\r\n");
+    stop(process);
+}
+
+#[test]
+fn a_stop_while_it_starts_is_a_stop() {
+    let (dir, upstream) = (tempfile::tempdir().unwrap(), free_addr());
+    let socket = dir.path().join("kf.sock");
+    let silent = TcpListener::bind(upstream).unwrap();
+    let config = settings(&dir, &format!("listen = ['unix:{}']\n", socket.display()));
+    let words = keyfence(upstream, &config);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).env_clear().stderr(Stdio::piped());
+    let mut process = Process::start(&mut command, |child| child.stderr.take());
+    // It is being asked.
+    let _asked = silent.accept().unwrap();
     process.signal("TERM");
-    told("STOPPING=1");
-    let mut process = process;
-    assert!(process.wait().success());
+    let status = process.wait();
+    assert!(status.success(), "{status}: {}", process.output());
+    assert!(!socket.exists(), "a socket was left behind");
 }

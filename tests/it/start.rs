@@ -162,3 +162,13 @@ fn one_that_was_killed_leaves_nothing_that_is_in_the_way() {
         assert!(path.exists(), "a killed process removes nothing");
     }
 }
+
+#[test]
+fn a_network_that_is_written_so_that_it_would_never_match() {
+    let dir = tempfile::tempdir().unwrap();
+    for (network, plain) in
+        [("::ffff:10.0.0.0/104", "10.0.0.0/8"), ("::ffff:127.0.0.1", "127.0.0.1/32"), ("::ffff:0:0/96", "0.0.0.0/0")]
+    {
+        ends(&dir, &format!("proxy_protocol = ['{network}']\n"), 64, &[network, &format!("write \"{plain}\"")]);
+    }
+}
