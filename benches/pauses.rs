@@ -1,5 +1,5 @@
 //! The longest that one call of the tier's store takes, while ten million keys go through 64 MiB of it: fills that evict, hits, invalidations,
-//! clearings, sweeps. It is processor time, so that the machine's other work is not in it; Linux and macOS.
+//! clearings, sweeps. It is processor time, so that the machine's other work is not in it; Linux.
 //!
 //! ```text
 //! cargo bench --bench pauses [-- keys]

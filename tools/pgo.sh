@@ -4,7 +4,7 @@
 #     rustup component add llvm-tools && tools/pgo.sh
 #
 # The profile is of GET, SET, MGET, MSET, INCR and hash commands, with and without pipelines, on a Redis of this machine; code that they do not
-# reach is laid out for size. Needs redis-server and redis-benchmark. Linux and macOS.
+# reach is laid out for size. Needs redis-server and redis-benchmark.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
