@@ -76,7 +76,7 @@ impl ReadHalf {
         let looked = match self {
             Self::Tcp(s) => socket2::SockRef::from(s.as_ref()).peek(&mut byte),
             Self::Unix(s) => socket2::SockRef::from(s.as_ref()).peek(&mut byte),
-            Self::Tls(s) => socket2::SockRef::from(s.socket()).peek(&mut byte),
+            Self::Tls(s) => socket2::SockRef::from(&*s.socket()).peek(&mut byte),
         };
         !matches!(looked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
