@@ -8,11 +8,11 @@ nothing is reloaded, and during reloads that change nothing, that change every t
 that replace half of the tenants. The bar: none over 50 ms. A reply may be late because the machine is busy with something else: the first line says how late
 without any reload, and "straight" how late one was at the same time that did not pass keyfence.
 """
-import os, resource, select, signal, sys, time
+import os, select, signal, sys, time
 from multiprocessing import Pipe, Process
 
 import tenants
-from tenants import CHILDREN, Client, DIR, cmd, keyfence, redis, stop, wait
+from tenants import Client, DIR, cmd, keyfence, redis, stop, wait
 
 RELOADS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 TENANTS = 1000
@@ -112,12 +112,4 @@ def main():
 
 
 if __name__ == "__main__":
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20000) if hard > 0 else 20000, hard))
-    try:
-        main()
-    finally:
-        for child in CHILDREN:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+    tenants.run(main)

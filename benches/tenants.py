@@ -292,7 +292,8 @@ def main():
     print("    p99 ratio to quiet, median of three: %.2f" % sorted(limited[1] / quiet[1] for quiet, limited in pairs)[1], flush=True)
 
 
-if __name__ == "__main__":
+def run(main):
+    """Runs it with room for its connections, and ends what it started."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20000) if hard > 0 else 20000, hard))
     try:
@@ -302,3 +303,7 @@ if __name__ == "__main__":
             if child.poll() is None:
                 child.kill()
                 child.wait()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -13,7 +13,7 @@ mod listen;
 pub use listen::Inherited;
 
 use std::{
-    fmt,
+    fmt, io,
     path::PathBuf,
     sync::{
         Arc,
@@ -24,7 +24,10 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     admin::{Admin, Board, Phase},
@@ -200,17 +203,14 @@ pub async fn run(
     }
 
     let (leave, leaving) = watch::channel(None);
-    let mut threads = Vec::new();
-    for n in 0..workers {
-        let listeners =
-            bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, b.name.clone(), b.of_tenant))).collect();
-        let (shared, leaving) = (Arc::clone(&shared), leaving.clone());
-        let thread = thread::Builder::new()
-            .name(format!("worker-{n}"))
-            .spawn(move || accept::work(&shared, n, listeners, leaving))
-            .map_err(|e| format!("cannot start a worker thread: {e}"))?;
-        threads.push(thread);
-    }
+    let threads = match start_workers(&shared, workers, &mut bound, &leaving).await {
+        Ok(threads) => threads,
+        Err(error) => {
+            drop(bound);
+            sites.stop().await;
+            return Err(error.into());
+        }
+    };
     shared.metrics.loaded();
     board.enter(Phase::Serving);
     for b in &bound {
@@ -253,6 +253,36 @@ pub async fn run(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Starts the workers, each with a listener of every address.
+///
+/// # Errors
+/// A sentence: one could not begin. Those that did end with `leaving`'s sender.
+async fn start_workers(
+    shared: &Arc<Shared>,
+    workers: usize,
+    bound: &mut [listen::Bound],
+    leaving: &watch::Receiver<Option<Instant>>,
+) -> Result<Vec<thread::JoinHandle<()>>, String> {
+    let cannot = |e: io::Error| format!("cannot start a worker: {e}");
+    let (mut threads, mut begun) = (Vec::new(), Vec::new());
+    for n in 0..workers {
+        let listeners =
+            bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, b.name.clone(), b.of_tenant))).collect();
+        let (shared, leaving) = (Arc::clone(shared), leaving.clone());
+        let (begins, has_begun) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name(format!("worker-{n}"))
+            .spawn(move || accept::work(&shared, n, listeners, leaving, begins))
+            .map_err(cannot)?;
+        threads.push(thread);
+        begun.push(has_begun);
+    }
+    for one in begun {
+        one.await.map_err(|_| "cannot start a worker: it ended at once".to_owned())?.map_err(cannot)?;
+    }
+    Ok(threads)
 }
 
 /// Starts the admin listener, on a socket that was passed for it if there is one.

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     runtime::{Builder, LocalOptions},
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     time::{Instant, sleep, timeout_at},
 };
 
@@ -70,26 +70,37 @@ impl Drop for Present {
 }
 
 /// Serves what comes in on `listeners`, with what the settings call each and whether it is a tenant's, until told to leave and everybody has gone.
+/// `begun` hears that it does, or why it cannot.
 pub(super) fn work(
     shared: &Arc<Shared>,
     number: usize,
     listeners: Vec<(Listener, String, bool)>,
     mut leaving: Leaving,
+    begun: oneshot::Sender<io::Result<()>>,
 ) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(%error, "a worker has no runtime");
+            let _ = begun.send(Err(error));
             return;
         }
     };
     runtime.block_on(async {
+        let open = |(Listener { socket, heir }, name, of_tenant)| Ok((Open::new(socket)?, heir, name, of_tenant));
+        let listeners: Vec<_> = match listeners.into_iter().map(open).collect() {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                let _ = begun.send(Err(error));
+                return;
+            }
+        };
+        let _ = begun.send(Ok(()));
         let worker = Worker::new(shared, number);
         let sessions = Rc::<Sessions>::default();
         let handshakes = Rc::<Handshakes>::default();
         let mut accepting = Vec::new();
-        for (listener, name, of_tenant) in listeners {
+        for (open, heir, name, of_tenant) in listeners {
             let door = Rc::new(Door {
                 worker: Rc::clone(&worker),
                 sessions: Rc::clone(&sessions),
@@ -99,7 +110,7 @@ pub(super) fn work(
                 of_tenant,
             });
             accepting.push(tokio::task::spawn_local(async move {
-                if let Err(error) = door.accept(listener).await {
+                if let Err(error) = door.accept(open, heir).await {
                     tracing::error!(%error, "a listener failed");
                 }
             }));
@@ -201,8 +212,7 @@ struct Door {
 
 impl Door {
     /// Accepts until the process stops, and then who waits still.
-    async fn accept(self: &Rc<Self>, Listener { socket, heir }: Listener) -> io::Result<()> {
-        let open = Open::new(socket)?;
+    async fn accept(self: &Rc<Self>, open: Open, heir: Heir) -> io::Result<()> {
         let mut leaving = self.leaving.clone();
         loop {
             tokio::select! {

@@ -1,5 +1,5 @@
 //! What keeps keyfence from starting, each with its own words and exit status, and what does not: the traces of one that was killed.
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -161,6 +161,38 @@ fn one_that_was_killed_leaves_nothing_that_is_in_the_way() {
         assert_eq!(local.read_to_end(&mut rest).unwrap(), 0, "closed");
         assert!(path.exists(), "a killed process removes nothing");
     }
+}
+
+#[test]
+fn descriptors_that_do_not_suffice() {
+    let redis = Redis::start();
+    let (dir, addr) = (tempfile::tempdir().unwrap(), free_addr());
+    let path = dir.path().join("kf.sock");
+    let settings = format!("listen = ['{addr}', 'unix:{}']\nworkers = 3\n{}", path.display(), upstream(&redis));
+    let mut refused = 0;
+    // Wherever in the start they run out, once it has its own pipe for signals, it says so and ends; it never serves with some of its workers only.
+    for descriptors in 8.. {
+        let mut command = keyfence(&dir, &settings, &format!("022; ulimit -n {descriptors}"));
+        let mut process = command.spawn().unwrap();
+        let mut said = String::new();
+        for line in BufReader::new(process.stderr.take().unwrap()).lines() {
+            said += &(line.unwrap() + "\n");
+            if said.contains("serving") {
+                break;
+            }
+        }
+        if said.contains("serving") {
+            process.kill().unwrap();
+            process.wait().unwrap();
+            assert!(!said.contains("Too many open files"), "{descriptors}: {said}");
+            break;
+        }
+        assert_eq!(process.wait().unwrap().code(), Some(1), "{descriptors}: {said}");
+        assert!(said.lines().last().unwrap().contains("Too many open files"), "{descriptors}: {said}");
+        assert!(!path.exists(), "{descriptors}: a socket was left behind");
+        refused += 1;
+    }
+    assert!(refused > 10, "{refused}");
 }
 
 #[test]

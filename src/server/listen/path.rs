@@ -51,22 +51,28 @@ pub(super) struct Bed {
 }
 
 impl Bed {
-    /// Puts it where clients look for it.
+    /// Puts it where clients look for it, once it listens.
     ///
     /// # Errors
-    /// The file system's.
+    /// The file system's; `AddrInUse` when it was there and another process took its place.
     pub(super) fn settle(&mut self) -> io::Result<()> {
-        if self.at != self.path {
-            fs::rename(&self.at, &self.path)?;
-            self.at.clone_from(&self.path);
+        if self.at == self.path {
+            return if self.stands() { Ok(()) } else { Err(ErrorKind::AddrInUse.into()) };
         }
+        fs::rename(&self.at, &self.path)?;
+        self.at.clone_from(&self.path);
         Ok(())
+    }
+
+    /// Whether its file is where it was put.
+    fn stands(&self) -> bool {
+        fs::symlink_metadata(&self.at).is_ok_and(|m| (m.dev(), m.ino()) == (self.dev, self.ino))
     }
 }
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.at).is_ok_and(|m| (m.dev(), m.ino()) == (self.dev, self.ino)) {
+        if self.stands() {
             let _ = fs::remove_file(&self.at);
         }
     }
@@ -92,11 +98,10 @@ pub(super) async fn bind(path: &Path, manner: Manner, number: usize) -> io::Resu
     };
     // A short name: that of the path may be as long as one of a socket can be.
     let beside = path.with_file_name(format!(".kf{}-{number}", process::id()));
+    remove(&beside)?;
     let at = if theirs { &*beside } else { path };
-    if let Err(e) = fs::remove_file(at)
-        && e.kind() != ErrorKind::NotFound
-    {
-        return Err(e);
+    if !theirs {
+        clear(path, &beside)?;
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(at)?)?;
@@ -107,6 +112,32 @@ pub(super) async fn bind(path: &Path, manner: Manner, number: usize) -> io::Resu
     }
     socket.set_nonblocking(true)?;
     Ok((socket.into(), bed))
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path).or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// Takes away the socket at `path` that nobody listens on, by way of `aside`. Whoever else starts now has bound it and listens by the time it is
+/// aside, and then keeps it, or listens later, and then finds that it is gone ([`Bed::settle`]): no two end up with one path.
+///
+/// # Errors
+/// The file system's; `AddrInUse` when somebody listens on it after all.
+fn clear(path: &Path, aside: &Path) -> io::Result<()> {
+    match fs::rename(path, aside) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    let socket = fs::symlink_metadata(aside)?.file_type().is_socket();
+    if socket && matches!(probe(aside), Ok(Answer::Nobody)) {
+        return remove(aside);
+    }
+    // A link replaces nothing that has come to the path meanwhile.
+    fs::hard_link(aside, path)?;
+    remove(aside)?;
+    Err(ErrorKind::AddrInUse.into())
 }
 
 /// Whether a process of the same user listens at `path`, which may be taken over from.
@@ -151,5 +182,44 @@ fn probe(path: &Path) -> io::Result<Answer> {
         Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Answer::Full),
         Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(Answer::Nobody),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use super::*;
+
+    const MANNER: Manner = Manner { workers: 1, shared: false, mode: None };
+
+    #[tokio::test]
+    async fn of_two_that_start_over_a_dead_socket_one_has_the_path() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("kf.sock");
+        drop(StdUnixListener::bind(&path).expect("a socket, left behind"));
+        // The second one comes between the first one's two steps.
+        let (_first, mut lost) = bind(&path, MANNER, 0).await.expect("bound");
+        let (second, mut kept) = bind(&path, MANNER, 1).await.expect("bound, too");
+        socket2::SockRef::from(&second).listen(16).expect("listens");
+        kept.settle().expect("the second has it");
+        assert_eq!(lost.settle().expect_err("the first").kind(), ErrorKind::AddrInUse);
+        drop(lost);
+        StdUnixStream::connect(&path).expect("the first left what is not its own");
+        // One that takes it for dead, and is late.
+        let aside = dir.path().join("aside");
+        assert_eq!(clear(&path, &aside).expect_err("it is alive").kind(), ErrorKind::AddrInUse);
+        StdUnixStream::connect(&path).expect("it is where it was");
+        assert!(!aside.exists());
+        kept.settle().expect("and whose it was");
+    }
+
+    #[test]
+    fn a_file_that_took_the_place_of_a_dead_socket_stays() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("kf.sock");
+        fs::write(&path, "precious").expect("a file");
+        assert_eq!(clear(&path, &dir.path().join("aside")).expect_err("no socket").kind(), ErrorKind::AddrInUse);
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), "precious");
     }
 }

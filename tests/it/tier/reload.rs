@@ -53,6 +53,20 @@ fn what_blocked_before_is_known_when_it_ends() {
     is!(reads, ["LLEN", "to"], ":1\r\n");
 }
 
+/// Turns the tier on, and has `reads` answered by it; what `writes` queued before is seen once EXEC was answered, though nothing says then that
+/// changes have been told.
+fn exec_is_known_of(fence: &Fence, writes: &mut Client, reads: &mut Client, silent: &AtomicBool) {
+    turn_on(fence, reads);
+    let hits = count(reads, "tier_hits");
+    while count(reads, "tier_hits") == hits {
+        is!(reads, ["GET", "k"], "$-1\r\n");
+    }
+    silent.store(true, Ordering::Relaxed);
+    writes.send(&command(&["EXEC"]));
+    assert_eq!(show(&writes.reply()), "*1\\r\\n+OK\\r\\n");
+    is!(reads, ["GET", "k"], "$3\r\nnew\r\n");
+}
+
 #[test]
 fn what_was_queued_before_is_known_at_exec() {
     static SILENT: AtomicBool = AtomicBool::new(false);
@@ -62,16 +76,7 @@ fn what_was_queued_before_is_known_at_exec() {
     let (mut writes, mut reads) = (client(&fence), client(&fence));
     is!(writes, ["MULTI"], "+OK\r\n");
     is!(writes, ["SET", "k", "new"], "+QUEUED\r\n");
-    turn_on(&fence, &mut reads);
-    let hits = count(&mut reads, "tier_hits");
-    while count(&mut reads, "tier_hits") == hits {
-        is!(reads, ["GET", "k"], "$-1\r\n");
-    }
-    // Nothing says that changes have been told.
-    SILENT.store(true, Ordering::Relaxed);
-    writes.send(&command(&["EXEC"]));
-    assert_eq!(show(&writes.reply()), "*1\\r\\n+OK\\r\\n");
-    is!(reads, ["GET", "k"], "$3\r\nnew\r\n");
+    exec_is_known_of(&fence, &mut writes, &mut reads, &SILENT);
 }
 
 #[test]
@@ -85,16 +90,7 @@ fn what_was_queued_while_it_was_off_is_known_at_exec() {
     is!(writes, ["MULTI"], "+OK\r\n");
     fence.reload(&config(false), "settings reloaded");
     is!(writes, ["SET", "k", "new"], "+QUEUED\r\n");
-    turn_on(&fence, &mut reads);
-    let hits = count(&mut reads, "tier_hits");
-    while count(&mut reads, "tier_hits") == hits {
-        is!(reads, ["GET", "k"], "$-1\r\n");
-    }
-    // Nothing says that changes have been told.
-    SILENT.store(true, Ordering::Relaxed);
-    writes.send(&command(&["EXEC"]));
-    assert_eq!(show(&writes.reply()), "*1\\r\\n+OK\\r\\n");
-    is!(reads, ["GET", "k"], "$3\r\nnew\r\n");
+    exec_is_known_of(&fence, &mut writes, &mut reads, &SILENT);
 }
 
 #[test]
