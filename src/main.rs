@@ -94,7 +94,8 @@ fn main() -> ExitCode {
             }
         }
         Command::Check => on_runtime(async {
-            let (target, child) = server::upstream(&config.upstream).await.map_err(|e| status(&e, EXIT_UNAVAILABLE))?;
+            let (target, child) =
+                server::upstream(&config.upstream, None).await.map_err(|e| status(&e, EXIT_UNAVAILABLE))?;
             let report = check::report(&config, &target).await;
             if let Some(child) = child {
                 let (stop, stopping) = tokio::sync::watch::channel(true);

@@ -52,6 +52,29 @@ pub async fn learn(site: &Site) -> bool {
     }
 }
 
+/// Who is to be walled in there, as `directories` have them, by number.
+fn walled(site: &Arc<Site>, directories: &[&Directory]) -> HashMap<u32, Walled> {
+    let all = directories.iter().flat_map(|d| d.tenants.values().chain(&d.anonymous));
+    let here = all.filter(|tenant| Arc::ptr_eq(&tenant.site, site)).map(|tenant| {
+        let walled = Walled {
+            id: tenant.id,
+            name: tenant.name.clone(),
+            prefix: Arc::clone(&tenant.prefix),
+            databases: tenant.db_base..tenant.db_base + tenant.databases,
+            scripts: tenant.scripts != Scripts::Off,
+            despite_holes: tenant.scripts == Scripts::On,
+            permitted: tenant.permitted.rows().into(),
+        };
+        (tenant.id, walled)
+    });
+    here.collect()
+}
+
+/// Whether the same users are wanted there of `before` and of `after`.
+pub fn alike(site: &Arc<Site>, before: &[&Directory], after: &[&Directory]) -> bool {
+    walled(site, before) == walled(site, after)
+}
+
 /// Makes the users of all tenants that live there, as `directories` have them, and lets their connections log in as these.
 ///
 /// # Errors
@@ -60,22 +83,7 @@ pub async fn raise(site: &Arc<Site>, directories: &[&Directory]) -> Result<(), S
     if matches!(**site.logins.load(), Logins::Users(_)) {
         return Ok(());
     }
-    let mut tenants = HashMap::new();
-    for tenant in directories.iter().flat_map(|d| d.tenants.values().chain(&d.anonymous)) {
-        if Arc::ptr_eq(&tenant.site, site) {
-            let walled = Walled {
-                id: tenant.id,
-                name: tenant.name.clone(),
-                prefix: Arc::clone(&tenant.prefix),
-                databases: tenant.db_base..tenant.db_base + tenant.databases,
-                scripts: tenant.scripts != Scripts::Off,
-                despite_holes: tenant.scripts == Scripts::On,
-                permitted: tenant.permitted.rows().into(),
-            };
-            tenants.insert(tenant.id, walled);
-        }
-    }
-    let tenants: Vec<Walled> = tenants.into_values().collect();
+    let tenants: Vec<Walled> = walled(site, directories).into_values().collect();
     let Ok(standing) = timeout(RAISE_WITHIN, site.wall.raise(&tenants)).await else {
         return Err(format!("the wall was not raised within {RAISE_WITHIN:?}"));
     };

@@ -73,11 +73,14 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The place of one upstream of the settings, started first when it is managed.
+/// The place of one upstream of the settings. One that is managed is started first, unless it runs at `running` already.
 ///
 /// # Errors
 /// When the managed server cannot be started, or a certificate cannot be used.
-pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::Managed>), Failure> {
+pub async fn upstream(
+    up: &config::Upstream,
+    running: Option<Endpoint>,
+) -> Result<(Target, Option<managed::Managed>), Failure> {
     let tls = match &up.endpoint {
         Place::Tcp { host, .. } if up.use_tls => {
             let tls =
@@ -89,6 +92,7 @@ pub async fn upstream(up: &config::Upstream) -> Result<(Target, Option<managed::
     let (endpoint, child) = match &up.endpoint {
         Place::Tcp { host, port } => (Endpoint::Tcp(host.clone(), *port), None),
         Place::Unix(path) => (Endpoint::Unix(path.clone()), None),
+        Place::Managed { .. } if let Some(endpoint) = running => (endpoint, None),
         Place::Managed { dir, save } => {
             let child = managed::start(dir, save).await.map_err(|e| e.to_string())?;
             (Endpoint::Unix(child.socket().to_owned()), Some(child))
@@ -128,11 +132,14 @@ pub async fn run(
     let takes_over = config.reuse_port;
     let mut bound = Vec::new();
     if !takes_over {
-        bound = listen::bind_all(&config, workers, &mut given).await?;
+        let binding = listen::bind_all(&config, workers, &mut given);
+        let Some(done) = unless_stopped(&mut signals, binding).await else { return Ok(()) };
+        bound = done?;
         listen::open(&mut bound)?;
     }
     let mut sites = Sites::default();
-    let staged = sites.stage(&config).await?;
+    let Some(staged) = unless_stopped(&mut signals, sites.stage(&config)).await else { return Ok(()) };
+    let staged = staged?;
     sites.take(staged);
     let port = bound.iter().find_map(|b| b.port).or_else(|| listen::port(&config)).unwrap_or(0);
     let directory = Directory::build(&config, &sites.by_name, None)?;
@@ -175,13 +182,7 @@ pub async fn run(
         None => None,
     };
     // Clients that connect at once should find an upstream whose commands are known; one that is down or hangs must not keep out those of others.
-    let stopped = tokio::select! {
-        biased;
-        () = signals.stop() => true,
-        () = sites.begin(&shared, ASKED_WITHIN) => false,
-    };
-    if stopped {
-        tracing::info!("stopped before it served");
+    if unless_stopped(&mut signals, sites.begin(&shared, ASKED_WITHIN)).await.is_none() {
         drop(bound);
         sites.stop().await;
         if let Some(admin) = admin {
@@ -253,6 +254,18 @@ pub async fn run(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What a step of the start comes to; `None`: a signal says to stop, and it is given up.
+async fn unless_stopped<T>(signals: &mut Signals, step: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = signals.stop() => {
+            tracing::info!("stopped before it served");
+            None
+        }
+        done = step => Some(done),
+    }
 }
 
 /// Starts the workers, each with a listener of every address.

@@ -51,7 +51,7 @@ impl Walk {
         {
             upstream.endpoint = Endpoint::Unix(socket);
         }
-        let (target, child) = server::upstream(&upstream).await.map_err(|e| e.to_string())?;
+        let (target, child) = server::upstream(&upstream, None).await.map_err(|e| e.to_string())?;
         // Shown on a terminal only.
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}%  {msg}") {

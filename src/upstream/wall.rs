@@ -134,7 +134,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// A tenant to be walled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Walled {
     /// Its number in this process.
     pub id: u32,

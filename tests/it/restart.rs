@@ -1,9 +1,11 @@
 //! One keyfence after another at the same addresses, under load: nobody is refused, nothing that was answered is lost, nothing that was not has
 //! run. And what a service manager is told meanwhile.
+use std::fs::Permissions;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{SocketAddr as SocketName, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -455,4 +457,31 @@ fn a_stop_while_it_starts_is_a_stop() {
     let status = process.wait();
     assert!(status.success(), "{status}: {}", process.output());
     assert!(!socket.exists(), "a socket was left behind");
+}
+
+#[test]
+fn a_stop_while_a_managed_server_starts_is_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    // One that takes its time, as with much data.
+    let (server, begun) = (dir.path().join("valkey-server"), dir.path().join("begun"));
+    std::fs::write(
+        &server,
+        format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}; exec sleep 1000\n", begun.display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&server, Permissions::from_mode(0o755)).unwrap();
+    let folder = dir.path().join("data");
+    let text = format!("[upstream]\nurl = 'managed'\nmanaged.dir = '{}'\n[admin]\nlisten = ''\n", folder.display());
+    let config = settings(&dir, &(format!("listen = ['{}']\n", free_addr()) + &text));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
+    command.args(["run", "--config"]).arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env_clear().env("PATH", format!("{}:/bin:/usr/bin", dir.path().display()));
+    let mut process = Process::start(&mut command, |child| child.stderr.take());
+    while !begun.exists() {}
+    process.signal("TERM");
+    let status = process.wait();
+    assert!(status.success(), "{status}: {}", process.output());
+    let pid = std::fs::read_to_string(&begun).unwrap();
+    // Nor is the server left behind.
+    while Path::new("/proc").join(pid.trim()).join("exe").exists() {}
 }

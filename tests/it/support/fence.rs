@@ -86,6 +86,7 @@ impl Fence {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyfence"));
         command
             .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .arg("run")
             .arg("--config")
             .arg(file.path())

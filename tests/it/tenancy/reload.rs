@@ -1,4 +1,6 @@
 //! Settings that change while tenants are connected.
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Speaker, TWO, World, login, words};
@@ -191,4 +193,65 @@ fn a_reload_of_a_thousand_tenants_is_no_error_to_anybody() {
         done.store(true, Ordering::Relaxed);
     });
     assert_eq!(login(&fence, "t999", "p").call(&[b"ECHO", b"served"]), bulk("served"));
+}
+
+/// Settings with an upstream at `at` beside the server, which a tenant of its own uses.
+fn beside(at: SocketAddr, tenants: &str) -> String {
+    let silent = format!("[upstreams.other]\nurl = \"redis://{at}\"\nsocket_timeout = \"1h\"\n");
+    format!("{WALL}{silent}[tenants.far]\npasswords = [\"pf\"]\nupstream = \"other\"\n{tenants}")
+}
+
+#[test]
+fn an_upstream_that_is_silent_delays_nobody_elses_settings() {
+    let (redis, silent) = (Redis::start(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let silent = silent.local_addr().unwrap();
+    let fence = Fence::with_tenants(redis.addr(), &beside(silent, "[tenants.a]\npasswords = [\"old\"]\n"));
+    let mut old = login(&fence, "a", "old");
+    // It would be asked for half a minute, longer than a test waits for anything.
+    fence.reload(&beside(silent, "[tenants.a]\npasswords = [\"new\"]\n[tenants.b]\npasswords = [\"pb\"]\n"), DONE);
+    assert!(old.read_to_end().is_empty());
+    assert_eq!(login(&fence, "a", "new").call(&[b"SET", b"k", b"v"]), b"+OK\r\n");
+    assert_eq!(login(&fence, "b", "pb").call(&[b"GET", b"k"]), b"$-1\r\n");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_reload() {
+    let (redis, silent) = (Redis::start(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let silent = silent.local_addr().unwrap();
+    let mut fence = Fence::with_tenants(redis.addr(), &beside(silent, ""));
+    let more = "[tenants.near]\nupstream = \"other\"\npasswords = [\"pn\"]\nprefix = \"near:\"\n";
+    fence.reload(&beside(silent, more), "SIGHUP: reading the settings again");
+    assert!(fence.stop().success());
+    let log = fence.process().unwrap();
+    assert_eq!(log.lines_with("stopped while the settings were being reloaded"), 1);
+    assert_eq!(log.lines_with(DONE), 0);
+}
+
+#[test]
+fn a_managed_server_goes_on_when_what_is_said_of_it_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |further: &str| {
+        let dir = dir.path().display();
+        format!(
+            "[upstream]\nurl = \"managed\"\nmanaged.dir = \"{dir}\"\n{further}\n[tenants.a]\npasswords = [\"pa\"]\n"
+        )
+    };
+    let fence = Fence::plain(&with("managed.save = \"\""));
+    // Nothing is saved: only the same process still knows the key.
+    assert_eq!(login(&fence, "a", "pa").call(&[b"SET", b"k", b"v"]), b"+OK\r\n");
+    for further in
+        ["max_connections = 500\nmanaged.save = \"\"", "connections_per_worker = 2\nmanaged.save = \"3600 1\""]
+    {
+        fence.reload(&with(further), DONE);
+        assert_eq!(login(&fence, "a", "pa").call(&[b"GET", b"k"]), bulk("v"), "{further}");
+    }
+    let log = fence.process().unwrap();
+    assert_eq!(log.lines_with("takes effect only with a restart setting=\"managed.save\""), 1);
+    // Elsewhere it is another one; the first has been stopped.
+    let other = tempfile::tempdir().unwrap();
+    let moved = with("").replace(dir.path().to_str().unwrap(), other.path().to_str().unwrap());
+    fence.reload(&moved, DONE);
+    assert_eq!(login(&fence, "a", "pa").call(&[b"GET", b"k"]), b"$-1\r\n");
+    assert!(UnixStream::connect(other.path().join("keyfence.sock")).is_ok());
+    assert!(UnixStream::connect(dir.path().join("keyfence.sock")).is_err());
 }
