@@ -9,6 +9,7 @@ pub mod subscriber;
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::{
@@ -67,6 +68,13 @@ impl Hubs {
         let notices = Rc::new(Notices::new(s.reach.pool.env()));
         all.push((Arc::clone(&s.reach.site), Rc::clone(&notices)));
         notices
+    }
+
+    /// Waits until all that has been published by now is in the outputs of who subscribed to it, or nothing more can come.
+    pub async fn caught_up(&self) {
+        let hubs: Vec<_> = self.hubs.borrow().values().map(|hub| hub.caught_up()).collect();
+        let notices: Vec<_> = self.notices.borrow().iter().map(|(_, notices)| notices.caught_up()).collect();
+        join_all(hubs.into_iter().chain(notices)).await;
     }
 
     /// Forgets those that have nothing to do.

@@ -7,6 +7,7 @@
 //! ```
 
 mod accept;
+mod drain;
 mod handshake;
 mod listen;
 
@@ -29,6 +30,7 @@ use tokio::{
     time::Instant,
 };
 
+use self::{drain::Ending, listen::Bound};
 use crate::{
     admin::{Admin, Board, Phase},
     clients::Clients,
@@ -204,7 +206,8 @@ pub async fn run(
     }
 
     let (leave, leaving) = watch::channel(None);
-    let threads = match start_workers(&shared, workers, &mut bound, &leaving).await {
+    let (last_words, ending) = drain::ending();
+    let threads = match start_workers(&shared, workers, &mut bound, (&leaving, ending)).await {
         Ok(threads) => threads,
         Err(error) => {
             drop(bound);
@@ -238,10 +241,9 @@ pub async fn run(
     shared.draining.store(true, Ordering::SeqCst);
     // As long as the workers hold their sockets nobody else's file has the same number.
     drop(bound);
-    leave.send_replace(Some(Instant::now() + config.shutdown_grace));
-    for client in shared.clients.all() {
-        client.alarm.drain();
-    }
+    let deadline = Instant::now() + config.shutdown_grace;
+    leave.send_replace(Some(deadline));
+    last_words.drain(&shared, deadline).await;
     let joined = tokio::task::spawn_blocking(move || {
         threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
     });
@@ -275,19 +277,19 @@ async fn unless_stopped<T>(signals: &mut Signals, step: impl Future<Output = T>)
 async fn start_workers(
     shared: &Arc<Shared>,
     workers: usize,
-    bound: &mut [listen::Bound],
-    leaving: &watch::Receiver<Option<Instant>>,
+    bound: &mut [Bound],
+    (leaving, ending): (&watch::Receiver<Option<Instant>>, Ending),
 ) -> Result<Vec<thread::JoinHandle<()>>, String> {
     let cannot = |e: io::Error| format!("cannot start a worker: {e}");
     let (mut threads, mut begun) = (Vec::new(), Vec::new());
     for n in 0..workers {
         let listeners =
             bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, b.name.clone(), b.of_tenant))).collect();
-        let (shared, leaving) = (Arc::clone(shared), leaving.clone());
+        let (shared, leaving, ending) = (Arc::clone(shared), leaving.clone(), ending.clone());
         let (begins, has_begun) = oneshot::channel();
         let thread = thread::Builder::new()
             .name(format!("worker-{n}"))
-            .spawn(move || accept::work(&shared, n, listeners, leaving, begins))
+            .spawn(move || accept::work(&shared, n, listeners, leaving, ending, begins))
             .map_err(cannot)?;
         threads.push(thread);
         begun.push(has_begun);

@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     notices::{Notices, Wants},
@@ -65,6 +65,8 @@ enum Awaited {
     Published(Rc<Downstream>, Option<u64>),
     /// A PONG, as a sign of life.
     Alive,
+    /// A PONG, before which all has come that was published by then; its sender goes with it.
+    CaughtUp(oneshot::Sender<()>),
 }
 
 /// See the module.
@@ -141,6 +143,15 @@ impl Hub {
     /// Whether it has neither subscriptions nor a connection.
     pub fn idle(&self) -> bool {
         !self.wanted() && self.feed.idle()
+    }
+
+    /// Comes to its end, with whatever result, when all that has been published by now is in its clients' outputs, or nothing more can come.
+    pub fn caught_up(&self) -> oneshot::Receiver<()> {
+        let (tell, told) = oneshot::channel();
+        if self.feed.up() {
+            self.barrier(Awaited::CaughtUp(tell));
+        }
+        told
     }
 
     /// A subscriber without subscriptions.

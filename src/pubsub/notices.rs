@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     hub::{Hub, PING, split},
@@ -67,6 +67,8 @@ enum Awaited {
     /// A PONG, at which a client's command goes on to its hub.
     Then(Rc<Hub>, Op),
     Alive,
+    /// As that of [`Hub::caught_up`].
+    CaughtUp(oneshot::Sender<()>),
 }
 
 /// See the module.
@@ -154,6 +156,16 @@ impl Notices {
         Ok(())
     }
 
+    /// As [`Hub::caught_up`].
+    pub fn caught_up(&self) -> oneshot::Receiver<()> {
+        let (tell, told) = oneshot::channel();
+        if self.feed.up() {
+            self.feed.send(|out| out.extend_from_slice(PING));
+            self.await_(Awaited::CaughtUp(tell));
+        }
+        told
+    }
+
     fn await_(&self, what: Awaited) {
         self.awaited.borrow_mut().push_back((Instant::now(), what));
     }
@@ -234,6 +246,7 @@ impl Audience for Notices {
                 );
                 self.go_on(&hub, op, self.refused.get().then_some(&refused));
             }
+            Some(Awaited::CaughtUp(tell)) => drop(tell.send(())),
             Some(Awaited::Alive) => {}
             Some(Awaited::Confirm) | None => return Err("a reply that nobody waits for"),
         }

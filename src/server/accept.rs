@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    drain::Ending,
     handshake::{self, Handshake, Handshakes},
     listen::{self, Heir, Kind, LOOK, Listener, SETTLE},
 };
@@ -76,6 +77,7 @@ pub(super) fn work(
     number: usize,
     listeners: Vec<(Listener, String, bool)>,
     mut leaving: Leaving,
+    ending: Ending,
     begun: oneshot::Sender<io::Result<()>>,
 ) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
@@ -116,6 +118,7 @@ pub(super) fn work(
             }));
         }
         tokio::task::spawn_local(Rc::clone(&worker).keep_time());
+        tokio::task::spawn_local(async move { ending.hear(&worker).await });
         let deadline = leaving.wait_for(Option::is_some).await.ok().and_then(|at| *at).unwrap_or_else(Instant::now);
         let emptied = async {
             for door in accepting {

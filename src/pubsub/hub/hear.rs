@@ -56,6 +56,7 @@ impl Hub {
                 down.settle(1);
                 down.queue(&mut self.written.borrow_mut());
             }
+            (Some(Awaited::CaughtUp(tell)), _) => drop(tell.send(())),
             (Some(Awaited::Alive), _) => {}
             (Some(Awaited::Confirm { .. }) | None, _) => return Err("a reply that nobody waits for"),
         }
@@ -253,7 +254,7 @@ impl Audience for Hub {
                     down.settle(1);
                     down.queue(&mut self.written.borrow_mut());
                 }
-                Awaited::Confirm { .. } | Awaited::Alive => {}
+                Awaited::Confirm { .. } | Awaited::Alive | Awaited::CaughtUp(_) => {}
             }
         }
         self.waiting.take().into_iter().for_each(|op| self.finish(op, Some(&line)));

@@ -1,6 +1,9 @@
 //! SIGTERM: no new connections, what is in flight is answered, the idle go, then the deadline.
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use super::{TENANTS, tenant};
 use crate::is;
@@ -66,4 +69,52 @@ fn a_reply_that_comes_in_time_is_delivered() {
     assert!(got.len().is_multiple_of(7), "{}", got.len());
     assert!(got.chunks(7).all(|reply| reply == b"$1\r\nv\r\n"));
     assert!(fence.wait().success());
+}
+
+#[test]
+fn what_was_published_reaches_those_it_was_counted_for() {
+    let redis = Redis::start();
+    for _ in 0..5 {
+        let mut fence = Fence::with_admin(redis.addr(), TENANTS, &["--workers", "2"]);
+        let subscribers: Vec<_> = (0..6).map(|_| tenant(&fence, "acme")).collect();
+        let reading: Vec<_> = subscribers
+            .into_iter()
+            .map(|mut subscriber| {
+                is!(subscriber, ["SUBSCRIBE", "news"], "*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n");
+                thread::spawn(move || subscriber.read_to_end())
+            })
+            .collect();
+        let mut publisher = tenant(&fence, "acme");
+        let batch = b"*3\r\n$7\r\nPUBLISH\r\n$4\r\nnews\r\n$5\r\nhello\r\n".repeat(20);
+        let batches = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&batches);
+        let publishing = thread::spawn(move || {
+            let mut told = Vec::new();
+            let mut chunk = [0; 4096];
+            let stream = publisher.stream();
+            stream.set_read_timeout(Some(HANG)).unwrap();
+            // Until the connection ends.
+            'all: while stream.write_all(&batch).is_ok() {
+                let until = told.len() + b":6\r\n".len() * 20;
+                while told.len() < until {
+                    match stream.read(&mut chunk) {
+                        Ok(n) if n > 0 => told.extend_from_slice(&chunk[..n]),
+                        _ => break 'all,
+                    }
+                }
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+            told
+        });
+        while batches.load(Ordering::Relaxed) < 30 {
+            thread::yield_now();
+        }
+        assert!(fence.stop().success());
+        let told = publishing.join().unwrap();
+        assert!(told.starts_with(b":6\r\n:6\r\n"));
+        let counted: usize = told.split(|byte| *byte == b'\n').filter(|reply| *reply == b":6\r").count() * 6;
+        let message = b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$5\r\nhello\r\n";
+        let received: usize = reading.into_iter().map(|reading| reading.join().unwrap().len() / message.len()).sum();
+        assert!(received >= counted, "{received} of {counted}");
+    }
 }
