@@ -197,7 +197,7 @@ pub async fn connect_tls(
     let tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
     let stream = connect(host, port).await?;
     stream.set_nodelay(true)?;
-    Ok(split_tls(tls::Stream::shake_hands(stream, tls.into()).await?))
+    Ok(split_tls(tls::Stream::shake_hands(stream, tls.into(), None).await?))
 }
 
 /// A connection to `host:port`, watched for a peer that vanishes.

@@ -20,6 +20,7 @@ pub use wait::Until;
 use std::{
     cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
+    io,
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
@@ -58,6 +59,12 @@ use crate::{
 
 /// Bytes read from a client in one turn: its share of the worker's time before others have theirs.
 pub const READ: usize = 64 * 1024;
+/// The end of a TLS connection that its peer did not announce, as many clients do not, is one all the same: half a request is never run, and
+/// whole ones were meant.
+fn unannounced_end(read: io::Result<usize>) -> io::Result<usize> {
+    read.or_else(|e| if e.kind() == io::ErrorKind::UnexpectedEof { Ok(0) } else { Err(e) })
+}
+
 /// A request of which more than this is still incomplete is streamed, not held, in bytes.
 pub const HELD: usize = 64 * 1024;
 /// A connection that has not logged in after this long is closed: it would take the place of one that can.
@@ -484,7 +491,7 @@ impl Session {
                 return Poll::Ready(Step::Closed);
             }
             let mut scratch = worker.scratch.borrow_mut();
-            let n = match self.read.poll_read(cx, &mut scratch[..READ]) {
+            let n = match self.read.poll_read(cx, &mut scratch[..READ]).map(unannounced_end) {
                 // What it sent before it could know is answered; a request that nobody answers has not run.
                 Poll::Pending if alarm.draining() && !awaited && !self.read.has_more() => {
                     return Poll::Ready(Step::Eof);

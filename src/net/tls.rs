@@ -6,13 +6,17 @@ use std::{
     io::{self, Read as _, Write as _},
     net::Shutdown,
     pin::Pin,
+    sync::LazyLock,
     task::{Context, Poll, ready},
+    thread::available_parallelism,
 };
 
 use rustls::{Connection, ServerConnection};
 use tokio::{
     io::{AsyncRead as _, ReadBuf},
     net::TcpStream,
+    sync::Semaphore,
+    task::spawn_blocking,
 };
 
 /// Bytes of a record that may have arrived before the rest of it: the longest on the wire, with its header and the room that a cipher may add
@@ -26,6 +30,11 @@ thread_local! {
     /// What the socket gave, until it is decrypted: empty between two reads, so that a worker's connections share it.
     static RECEIVED: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
 }
+
+/// Threads of the whole process that compute for handshakes at once: half as many as there are processors, so that those who serve are never
+/// without one.
+static THREADS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(available_parallelism().map_or(1, |n| n.get().div_ceil(2))));
 
 /// A connection whose handshake is done, shared by its two halves.
 #[derive(Debug)]
@@ -102,26 +111,66 @@ fn decrypt(io: &TcpStream, tls: &mut Connection, mut received: &[u8], buf: &mut 
     Ok(filled)
 }
 
+/// A step of a handshake, and what is wrong with what the peer sent.
+type Computed = (Connection, Result<(), rustls::Error>);
+
+fn compute(mut tls: Connection) -> Computed {
+    let processed = tls.process_new_packets().map(drop);
+    (tls, processed)
+}
+
+/// The same on another thread, once there is a turn and a thread for it, if it is `wanted` by then.
+async fn compute_aside(tls: Connection, turns: &Semaphore, wanted: impl Fn() -> bool) -> io::Result<Computed> {
+    let _turn = turns.acquire().await.map_err(io::Error::other)?;
+    let thread = THREADS.acquire().await.map_err(io::Error::other)?;
+    if !wanted() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let computing = spawn_blocking(move || {
+        let computed = compute(tls);
+        // Not before, though nobody should wait for it any more.
+        drop(thread);
+        computed
+    });
+    computing.await.map_err(io::Error::other)
+}
+
 impl Stream {
     /// Shakes hands; the caller's deadline bounds this. Nothing that was sent in the clear is ever looked at as anything but a handshake.
+    /// With `turns` what has to be computed is computed on another thread, in as many places at once as there are permits: nobody else on
+    /// this thread waits for signatures, of which a peer gets one for a few hundred bytes.
     ///
     /// # Errors
     /// The socket's, or what is wrong with the peer's handshake or certificate, as `InvalidData`.
-    pub async fn shake_hands(io: TcpStream, mut tls: Connection) -> io::Result<Self> {
+    pub async fn shake_hands(io: TcpStream, mut tls: Connection, turns: Option<&Semaphore>) -> io::Result<Self> {
+        let mut begun = false;
         loop {
-            let sent = send(&io, &mut tls)?;
-            if !sent {
+            if !send(&io, &mut tls)? {
                 io.writable().await?;
-            } else if tls.is_handshaking() {
-                io.readable().await?;
-                if receive(&io, &mut tls)? && tls.is_handshaking() && !tls.wants_read() && !tls.wants_write() {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                if is_closed(&io) && tls.is_handshaking() {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-            } else {
+                continue;
+            }
+            if !tls.is_handshaking() {
                 return Ok(Self { io: RefCell::new(io), tls: RefCell::new(tls) });
+            }
+            io.readable().await?;
+            let ended = match tls.read_tls(&mut Io(&io)) {
+                Ok(read) => read == 0,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Err(e),
+            };
+            let processed;
+            (tls, processed) = match turns {
+                // Its first words cost most; by its turn it may have gone.
+                Some(turns) => compute_aside(tls, turns, || begun || !is_closed(&io)).await?,
+                None => compute(tls),
+            };
+            begun = true;
+            // The peer hears of an error, too.
+            let sent = send(&io, &mut tls);
+            processed.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            sent?;
+            if tls.is_handshaking() && (ended || is_closed(&io)) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }
@@ -212,15 +261,21 @@ mod tests {
     use std::{
         future::poll_fn,
         io::{ErrorKind, Write as _},
-        net::TcpListener as StdListener,
-        sync::Arc,
-        thread,
+        net::{SocketAddr, TcpListener as StdListener},
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread::{self, ThreadId},
     };
 
+    use futures_util::{FutureExt as _, future::join_all};
     use rustls::{
         ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned,
         crypto::ring::default_provider,
         pki_types::{PrivateKeyDer, ServerName},
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
     };
     use tokio::runtime::Builder;
 
@@ -228,8 +283,8 @@ mod tests {
 
     type Client = StreamOwned<ClientConnection, std::net::TcpStream>;
 
-    /// What `client` does on a thread of its own, and what `buf` bytes at a time give of it, to the end.
-    fn read_with(buf: usize, client: impl FnOnce(&mut Client) + Send + 'static) -> (Vec<u8>, io::Result<usize>) {
+    /// Settings of both sides, the client's trusting the server's certificate.
+    fn both() -> (Arc<ClientConfig>, ServerConfig) {
         let provider = Arc::new(default_provider());
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let mut roots = RootCertStore::empty();
@@ -246,22 +301,37 @@ mod tests {
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
             .unwrap();
+        (Arc::new(theirs), ours)
+    }
+
+    fn connect(config: Arc<ClientConfig>, addr: SocketAddr) -> Client {
+        let tls = ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
+        StreamOwned::new(tls, std::net::TcpStream::connect(addr).unwrap())
+    }
+
+    fn accept(listener: &StdListener) -> std::net::TcpStream {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    }
+
+    /// What `client` does on a thread of its own, and what `buf` bytes at a time give of it, to the end.
+    fn read_with(buf: usize, client: impl FnOnce(&mut Client) + Send + 'static) -> (Vec<u8>, io::Result<usize>) {
+        let (theirs, ours) = both();
         let listener = StdListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let sender = thread::spawn(move || {
-            let tls = ClientConnection::new(Arc::new(theirs), ServerName::try_from("localhost").unwrap()).unwrap();
-            let mut stream = StreamOwned::new(tls, std::net::TcpStream::connect(addr).unwrap());
+            let mut stream = connect(theirs, addr);
             client(&mut stream);
             // A socket that is closed before all was read of it would take back what it sent.
             stream.sock.shutdown(Shutdown::Write).unwrap();
             let _ = io::copy(&mut stream.sock, &mut io::sink());
         });
-        let (stream, _) = listener.accept().unwrap();
-        stream.set_nonblocking(true).unwrap();
+        let stream = accept(&listener);
         let read = Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
             let tls = ServerConnection::new(Arc::new(ours)).unwrap();
             let (mut all, mut buf) = (Vec::new(), vec![0; buf]);
-            let stream = match Stream::shake_hands(TcpStream::from_std(stream).unwrap(), tls.into()).await {
+            let stream = match Stream::shake_hands(TcpStream::from_std(stream).unwrap(), tls.into(), None).await {
                 Ok(stream) => stream,
                 Err(e) => return (all, Err(e)),
             };
@@ -274,6 +344,90 @@ mod tests {
         });
         sender.join().unwrap();
         read
+    }
+
+    /// Notes who looks for a certificate, which is a step of what is computed, and how many do at once.
+    #[derive(Debug)]
+    struct Watched {
+        real: Arc<dyn ResolvesServerCert>,
+        threads: Mutex<Vec<ThreadId>>,
+        now: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl ResolvesServerCert for Watched {
+        fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            self.most.fetch_max(self.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            self.threads.lock().unwrap().push(thread::current().id());
+            let key = self.real.resolve(hello);
+            self.now.fetch_sub(1, Ordering::SeqCst);
+            key
+        }
+    }
+
+    #[test]
+    fn what_handshakes_cost_is_another_threads_one_after_the_other() {
+        const CLIENTS: usize = 8;
+        let (theirs, mut ours) = both();
+        let watched = Arc::new(Watched {
+            real: Arc::clone(&ours.cert_resolver),
+            threads: Mutex::default(),
+            now: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+        });
+        ours.cert_resolver = Arc::clone(&watched) as Arc<dyn ResolvesServerCert>;
+        let (ours, turns) = (Arc::new(ours), Semaphore::new(1));
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let theirs = Arc::clone(&theirs);
+                thread::spawn(move || {
+                    let mut stream = connect(theirs, addr);
+                    while stream.conn.is_handshaking() {
+                        stream.conn.complete_io(&mut stream.sock).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let accepted: Vec<_> = clients.iter().map(|_| accept(&listener)).collect();
+        Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
+            let all = accepted.into_iter().map(|stream| {
+                let tls = ServerConnection::new(Arc::clone(&ours)).unwrap();
+                Stream::shake_hands(TcpStream::from_std(stream).unwrap(), tls.into(), Some(&turns))
+            });
+            for shaken in join_all(all).await {
+                shaken.unwrap();
+            }
+        });
+        clients.into_iter().for_each(|client| client.join().unwrap());
+        let threads = watched.threads.lock().unwrap();
+        assert_eq!(threads.len(), CLIENTS);
+        assert!(!threads.contains(&thread::current().id()));
+        assert_eq!(watched.most.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn nothing_is_computed_for_who_has_gone() {
+        let (theirs, ours) = both();
+        let (ours, turns) = (Arc::new(ours), Semaphore::new(0));
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        let mut client = connect(theirs, listener.local_addr().unwrap());
+        client.conn.write_tls(&mut client.sock).unwrap();
+        let stream = accept(&listener);
+        Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
+            let tls = ServerConnection::new(ours).unwrap();
+            let mut shaken =
+                Box::pin(Stream::shake_hands(TcpStream::from_std(stream).unwrap(), tls.into(), Some(&turns)));
+            // It waits for its turn.
+            for _ in 0..100 {
+                assert!((&mut shaken).now_or_never().is_none());
+                tokio::task::yield_now().await;
+            }
+            drop(client);
+            turns.add_permits(1);
+            assert_eq!(shaken.await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        });
     }
 
     /// Bytes of which no two stretches are alike.

@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     io,
-    net::{SocketAddr, TcpListener as StdTcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener},
     os::unix::net::UnixListener as StdUnixListener,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
@@ -330,7 +330,8 @@ impl Door {
             }
         };
         let Some(tls) = self.worker.shared.tls.load_full() else { return };
-        let shaken = handshake::shake(stream, Arc::clone(&tls.config), tls.names_asked_for).await;
+        let from = addresses.0.parse().map_or_else(|_| Ipv4Addr::UNSPECIFIED.into(), |from: SocketAddr| from.ip());
+        let shaken = handshake::shake(&one, stream, from, Arc::clone(&tls.config), tls.names_asked_for).await;
         drop(one);
         match shaken {
             Ok((read, write, names)) => self.greet((read, write), addresses, Names::new(names, tls)),

@@ -46,19 +46,24 @@ pub struct Source(Option<IpAddr>, u64);
 impl Source {
     /// No address: a unix socket.
     pub fn new(address: Option<IpAddr>, user: &[u8]) -> Self {
-        let address = address.map(|address| match address.to_canonical() {
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-            v4 @ IpAddr::V4(_) => v4,
-        });
-        Self(address, NAMES.hash_one(user))
+        Self(address.map(network), NAMES.hash_one(user))
     }
 
     /// The address alone.
     fn whoever(self) -> Self {
         Self(self.0, 0)
+    }
+}
+
+/// What stands for everybody who has such an address at once: of IPv6 the first 64 bits, which one subscriber of a provider has for himself
+/// ([RFC 6177](https://www.rfc-editor.org/rfc/rfc6177)).
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
