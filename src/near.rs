@@ -19,7 +19,7 @@ use crate::{
     proxy,
     resp::{self, Proto, Value},
     session::{Flow, Session, Until},
-    tier::{Fetch, Flight, Guard, LONGEST, Outcome, Part, Take, UNKNOWN},
+    tier::{Fetch, Flight, Guard, Keeping, LONGEST, Outcome, Part, Take, UNKNOWN},
     upstream::Owed,
 };
 
@@ -164,7 +164,8 @@ fn fetch_by(s: &mut Session, row: &Row, args: &Args<'_>, frame: &[u8], spans: &[
 }
 
 /// MGET, and EXISTS of several keys: from the tier when all parts are there, else all of it from the upstream, of which the parts that were
-/// missing are kept. That is one round trip either way; parts from both would save the upstream a few lookups, and cost a reply put together.
+/// missing are kept, and the others compared with what is kept: a client must not see a key's new value here and then its old one. That is one
+/// round trip either way; parts from both would save the upstream a few lookups, and cost a reply put together.
 fn several(
     s: &mut Session,
     row: &Row,
@@ -179,9 +180,6 @@ fn several(
     if serves && s.down.unsent() > HIGH_WATER {
         return Some(Flow::Again(Until::Unsent(HIGH_WATER / 8)));
     }
-    let mut missing: Vec<usize> = Vec::new();
-    // A reply that is put together here stands in memory as a whole; a large one streams from the upstream instead.
-    let mut large = false;
     // The same for all keys.
     let variant = store.variant_hash(name.id().tenant, name.variant());
     // For EXISTS: how many of those that are kept are there.
@@ -197,12 +195,11 @@ fn several(
                 let part = out.len();
                 if !store.get_hashed(name.id(), (name.variant(), variant), now, out) {
                     out.truncate(before);
-                    missing.push(i);
                     return false;
                 }
+                // A reply that is put together here stands in memory as a whole; a large one streams from the upstream instead.
                 if out.len() - before > HIGH_WATER {
                     out.truncate(before);
-                    large = true;
                     return false;
                 }
                 if row.keep != Keep::Values {
@@ -220,26 +217,25 @@ fn several(
             proxy::answered_here(s, row, args);
             return Some(Flow::Next);
         }
-        if large {
-            return None;
-        }
     }
     if proxy::needs_other_user(s, row) {
         return None;
     }
     s.tenant.tier.missed(desk.slot);
+    sum = 0;
     let mut scratch = Vec::new();
     let mut parts = Vec::new();
-    for i in missing.first().copied().unwrap_or(1)..args.len().min(1 + KEYS) {
+    for i in 1..args.len().min(1 + KEYS) {
         name.other_key(&prefix, args.at(i));
         scratch.clear();
-        if serves && store.get(name.id(), name.variant(), now, &mut scratch) {
+        let keep = if serves && store.get(name.id(), name.variant(), now, &mut scratch) {
             sum += u64::from(scratch == b":1\r\n");
-            continue;
-        }
-        let Some(ticket) = store.ticket(name.id()) else { continue };
-        let ttl = ask_ttl(s, name.id().key)?;
-        parts.push(Part { name: name.clone(), ticket, ttl, at: i - 1 });
+            None
+        } else {
+            let Some(ticket) = store.ticket(name.id()) else { continue };
+            Some(Keeping { ticket, ttl: ask_ttl(s, name.id().key)? })
+        };
+        parts.push(Part { name: name.clone(), keep, at: i - 1 });
     }
     if parts.is_empty() {
         return None;

@@ -82,7 +82,7 @@ pub struct Reload {
 
 impl Reload {
     /// Reloads whenever told to, until SIGTERM or SIGINT.
-    pub async fn until_stopped(&mut self, mut signals: Signals, again: impl Fn() -> Result<Config, String>) {
+    pub async fn until_stopped(&mut self, signals: &mut Signals, again: impl Fn() -> Result<Config, String>) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut seen = self.file.as_deref().and_then(stamp);

@@ -16,6 +16,7 @@ pub use listen::Inherited;
 use std::{
     fmt, io,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -231,7 +232,7 @@ pub async fn run(
     }));
     let tidying = tokio::task::spawn_local(coherence::tidy(Arc::clone(&shared.tier)));
     let mut reload = Reload { config, file, sites, shared: Arc::clone(&shared), board: Arc::clone(&board) };
-    reload.until_stopped(signals, again).await;
+    reload.until_stopped(&mut signals, again).await;
     tidying.abort();
     watching.abort();
     systemd::stopping();
@@ -243,11 +244,20 @@ pub async fn run(
     drop(bound);
     let deadline = Instant::now() + config.shutdown_grace;
     leave.send_replace(Some(deadline));
-    last_words.drain(&shared, deadline).await;
-    let joined = tokio::task::spawn_blocking(move || {
-        threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
+    let mut ended = pin!(async {
+        last_words.drain(&shared, deadline).await;
+        let ended = move || threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count();
+        tokio::task::spawn_blocking(ended).await
     });
-    if joined.await.unwrap_or(1) > 0 {
+    let panics = tokio::select! {
+        panics = &mut ended => panics,
+        () = signals.stop() => {
+            tracing::warn!("told to stop once more: clients are disconnected now");
+            leave.send_replace(Some(Instant::now()));
+            ended.await
+        }
+    };
+    if panics.unwrap_or(1) > 0 {
         tracing::error!("a worker ended in a panic");
     }
     sites.stop().await;

@@ -56,7 +56,7 @@ use std::{
 
 use tokio::time::Instant;
 
-pub use fetch::{Fetch, Part, Take, UNKNOWN};
+pub use fetch::{Fetch, Keeping, Part, Take, UNKNOWN};
 pub use flight::{Flight, Flights, Outcome};
 pub use guard::Guard;
 pub use lease::{Lease, Stats};

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener},
     os::unix::net::UnixListener as StdUnixListener,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -15,7 +16,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     runtime::{Builder, LocalOptions},
     sync::{Notify, oneshot, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -119,16 +120,25 @@ pub(super) fn work(
         }
         tokio::task::spawn_local(Rc::clone(&worker).keep_time());
         tokio::task::spawn_local(async move { ending.hear(&worker).await });
-        let deadline = leaving.wait_for(Option::is_some).await.ok().and_then(|at| *at).unwrap_or_else(Instant::now);
-        let emptied = async {
+        let _ = leaving.wait_for(Option::is_some).await;
+        let mut emptied = pin!(async {
             for door in accepting {
                 let _ = door.await;
             }
             while sessions.count.get() > 0 {
                 sessions.none.notified().await;
             }
+        });
+        // The deadline may become an earlier one.
+        let empty = loop {
+            let deadline = leaving.borrow_and_update().unwrap_or_else(Instant::now);
+            tokio::select! {
+                () = &mut emptied => break true,
+                () = sleep_until(deadline) => break false,
+                changed = leaving.changed() => if changed.is_err() { break false },
+            }
         };
-        if timeout_at(deadline, emptied).await.is_err() {
+        if !empty {
             tracing::warn!(
                 clients = sessions.count.get(),
                 "clients still connected at the end of the grace period: disconnected"

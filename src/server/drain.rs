@@ -59,7 +59,11 @@ impl LastWords {
             if others.is_empty() || Instant::now() >= until {
                 break;
             }
-            sleep_until((Instant::now() + LOOK).min(until)).await;
+            tokio::select! {
+                () = sleep_until((Instant::now() + LOOK).min(until)) => {}
+                // No worker is left.
+                _ = self.heard.recv() => return,
+            }
         }
         self.silence.send_replace(true);
         let _ = timeout_at(deadline, self.heard.recv()).await;

@@ -15,12 +15,19 @@ const LARGEST: usize = 16 * 1024 * 1024;
 pub struct Part {
     /// The reply as it is kept.
     pub name: Name,
+    /// How it is to be kept; `None`: it is kept already, and only compared.
+    pub keep: Option<Keeping>,
+    /// Which element of the reply is its own.
+    pub at: usize,
+}
+
+/// What it takes to keep a part.
+#[derive(Debug)]
+pub struct Keeping {
     /// Taken before the read was sent.
     pub ticket: Ticket,
     /// What PTTL said of the key: [`UNKNOWN`] until it has.
     pub ttl: Rc<Cell<i64>>,
-    /// Which element of the reply is its own.
-    pub at: usize,
 }
 
 /// PTTL has not been answered, or not with a number.
@@ -56,7 +63,8 @@ pub struct Fetch {
 impl Fetch {
     /// A read of one reply, which others may wait for.
     pub fn one(desk: &Rc<Desk>, lease: &Arc<Lease>, sent: u64, flight: Arc<Flight>, ttl: &Rc<Cell<i64>>) -> Self {
-        let part = Part { name: flight.name.clone(), ticket: flight.ticket, ttl: Rc::clone(ttl), at: 0 };
+        let keep = Some(Keeping { ticket: flight.ticket, ttl: Rc::clone(ttl) });
+        let part = Part { name: flight.name.clone(), keep, at: 0 };
         let mut fetch = Self::parts(desk, lease, sent, Take::Whole, vec![part]);
         fetch.flight = Some(flight);
         fetch
@@ -92,36 +100,50 @@ impl Fetch {
 
     /// All of the reply has passed.
     pub fn done(mut self) {
-        let Some(held) = self.held.take() else { return self.end(Outcome::Alone) };
+        let Some(held) = self.held.take() else {
+            self.forget();
+            return self.end(Outcome::Alone);
+        };
         if held.first() == Some(&b'-') {
             return self.end(Outcome::Reply(held.into()));
         }
         match self.take {
-            Take::Whole => self.parts.iter().for_each(|part| self.fill(part, &held)),
+            Take::Whole => {
+                let new = self.parts.iter().filter_map(|part| Some((part, part.keep.as_ref()?)));
+                new.for_each(|(part, keep)| self.fill(part, keep, &held));
+            }
             Take::Elements => self.fill_elements(&held),
             Take::Each(others) => self.fill_each(others, &held),
         }
         self.end(if self.flight.is_some() { Outcome::Reply(Bytes::from(held)) } else { Outcome::Alone });
     }
 
-    fn fill(&self, part: &Part, reply: &[u8]) {
+    fn fill(&self, part: &Part, Keeping { ticket, ttl }: &Keeping, reply: &[u8]) {
         let tier = &self.desk.tier;
         if let Some(store) = tier.store()
-            && let Some(expires) = tier.expires(self.sent, part.ttl.get())
-            && store.fill(part.ticket, part.name.id(), part.name.variant(), reply, expires)
+            && let Some(expires) = tier.expires(self.sent, ttl.get())
+            && store.fill(*ticket, part.name.id(), part.name.variant(), reply, expires)
         {
             self.lease.filled(self.desk.slot);
         }
     }
 
+    /// Its client has seen what it says and nobody here has: what is kept of it may be older.
+    fn forget(&self) {
+        if let Some(store) = self.desk.tier.store() {
+            self.parts.iter().map(|part| part.name.id()).for_each(|id| store.invalidate(id.upstream, id.key));
+        }
+    }
+
     fn fill_each(&self, others: u64, held: &[u8]) {
-        let there = self.parts.iter().filter(|part| part.ttl.get() >= -1).count() as u64;
+        let new = || self.parts.iter().filter_map(|part| Some((part, part.keep.as_ref()?)));
+        let there = new().filter(|(_, keep)| keep.ttl.get() >= -1).count() as u64;
         // A part of which PTTL said nothing is not among them, so that the sum does not hold if it is there.
         if !matches!(reply::length(held), Ok(Some((sum, _))) if u64::try_from(sum) == Ok(there + others)) {
-            return;
+            return self.forget();
         }
-        for part in self.parts.iter().filter(|part| part.ttl.get() >= -2) {
-            self.fill(part, if part.ttl.get() == -2 { b":0\r\n" } else { b":1\r\n" });
+        for (part, keep) in new().filter(|(_, keep)| keep.ttl.get() >= -2) {
+            self.fill(part, keep, if keep.ttl.get() == -2 { b":0\r\n" } else { b":1\r\n" });
         }
     }
 
@@ -134,8 +156,10 @@ impl Fetch {
             let element = &rest[..len];
             let null = matches!(element, b"$-1\r\n" | b"_\r\n");
             while let Some(part) = parts.next_if(|part| part.at == i) {
-                if !null || part.ttl.get() == -2 {
-                    self.fill(part, element);
+                match (&part.keep, self.desk.tier.store()) {
+                    (Some(keep), _) if !null || keep.ttl.get() == -2 => self.fill(part, keep, element),
+                    (None, Some(store)) => store.compare(part.name.id(), part.name.variant(), element),
+                    _ => {}
                 }
             }
             at += len;

@@ -205,6 +205,18 @@ impl Store {
         shard.insert(&probe, reply, ticket.epoch, expires)
     }
 
+    /// A client is given this reply, which the upstream has just made. When another one is kept for this variant, a change is yet to be told, and
+    /// who has seen the newer one must not be given the older: the key is invalidated.
+    pub fn compare(&self, id: Id<'_>, variant: &[u8], reply: &[u8]) {
+        let hash = self.hash(id.upstream, id.key);
+        let probe = self.probe(id, variant, hash);
+        let mut shard = self.shard(hash).lock();
+        if shard.differs(&probe, reply, self.epochs.of(id.upstream, id.tenant)) {
+            shard.state.stripes.void(hash);
+            shard.drop_key(id.upstream, id.key, hash);
+        }
+    }
+
     /// Drops every variant of the key and voids its tickets.
     pub fn invalidate(&self, upstream: u16, key: &[u8]) {
         let hash = self.hash(upstream, key);

@@ -72,6 +72,25 @@ fn a_reply_that_comes_in_time_is_delivered() {
 }
 
 #[test]
+fn a_second_signal_ends_the_grace() {
+    let redis = Redis::start();
+    let silent = Scripted::start(redis.addr(), |request| {
+        if request.first().is_some_and(|word| word.eq_ignore_ascii_case(b"GET")) { Act::Silence } else { Act::Forward }
+    });
+    let config = format!("shutdown_grace = '1h'\n[upstream]\nsocket_timeout = '1h'\n{TENANTS}");
+    let mut fence = Fence::with_admin(silent.addr(), &config, &["--workers", "2"]);
+    let mut owed = tenant(&fence, "acme");
+    owed.send(b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n");
+    while !silent.seen().iter().any(|request| request[0].eq_ignore_ascii_case(b"GET")) {}
+    fence.process().unwrap().signal("TERM");
+    http::until(fence.admin(), "/readyz", |r| r.status == 503);
+    fence.process().unwrap().signal("INT");
+    fence.process().unwrap().wait_for_line(|line| line.contains("told to stop once more"));
+    assert!(ended(&mut owed));
+    assert!(fence.wait().success());
+}
+
+#[test]
 fn what_was_published_reaches_those_it_was_counted_for() {
     let redis = Redis::start();
     for _ in 0..5 {

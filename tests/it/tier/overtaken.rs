@@ -78,3 +78,50 @@ fn a_sum_that_pttl_does_not_bear_out_is_not_kept() {
     is!(client, ["EXISTS", "c"], ":0\r\n");
     assert_eq!(count(&mut client, "tier_hits"), hits + 3);
 }
+
+/// A change that nobody has told of yet is seen by a command of several keys, of which one is kept as it was before.
+#[test]
+fn who_has_seen_a_new_value_is_not_given_the_old_one() {
+    let redis = Redis::start();
+    let between = Scripted::start(redis.addr(), |request| if alive(request) { pong() } else { Act::Forward });
+    let fence = fence(&between);
+    let mut client = fence.client();
+    let change = |key: &str, value: &str| is!(redis.client(), ["SET", fence.upstream_key(key), value], "+OK\r\n");
+    let keep = |client: &mut Client, key: &str, reply: &str| {
+        let hits = count(client, "tier_hits");
+        while count(client, "tier_hits") == hits {
+            assert_eq!(show(&client.call(&[b"GET", key.as_bytes()])), show(reply.as_bytes()));
+        }
+    };
+    // Before the one that is missing, and behind it.
+    for keys in [["k", "none"], ["neither", "k"]] {
+        change("k", "old");
+        keep(&mut client, "k", "$3\r\nold\r\n");
+        change("k", "new");
+        let both = show(&client.call(&[b"MGET", keys[0].as_bytes(), keys[1].as_bytes()]));
+        assert!(both.contains("new"), "{both}");
+        is!(client, ["GET", "k"], "$3\r\nnew\r\n");
+        // It goes on being kept.
+        keep(&mut client, "k", "$3\r\nnew\r\n");
+        is!(client, ["DEL", "k"], ":1\r\n");
+    }
+    // What is the same stays kept.
+    change("same", "v");
+    keep(&mut client, "same", "$1\r\nv\r\n");
+    is!(client, ["MGET", "same", "other"], "*2\r\n$1\r\nv\r\n$-1\r\n");
+    let hits = count(&mut client, "tier_hits");
+    is!(client, ["GET", "same"], "$1\r\nv\r\n");
+    assert_eq!(count(&mut client, "tier_hits"), hits + 1);
+    // Too much to be compared.
+    change("big", &"x".repeat(20 << 20));
+    change("same", "w");
+    assert!(client.call(&[b"MGET", b"same", b"big"]).starts_with(b"*2\r\n$1\r\nw\r\n"));
+    is!(client, ["GET", "same"], "$1\r\nw\r\n");
+    // EXISTS of several: which of them it was nobody can say.
+    while count(&mut client, "tier_hits") == hits + 1 {
+        is!(client, ["EXISTS", "there"], ":0\r\n");
+    }
+    change("there", "v");
+    is!(client, ["EXISTS", "there", "nowhere"], ":1\r\n");
+    is!(client, ["EXISTS", "there"], ":1\r\n");
+}
