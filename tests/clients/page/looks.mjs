@@ -1,6 +1,6 @@
 // How the page looks, wide and on a telephone, dark and light: nothing sticks out, nothing overlaps, everything can be read.
 import assert from 'node:assert/strict';
-import { ask, DESKTOP, PHONE, run, shooting } from './browser.mjs';
+import { DESKTOP, PHONE, run, shooting } from './browser.mjs';
 
 /** WCAG 2.2, 1.4.3: between text and what is behind it. */
 const CONTRAST = 4.5;
@@ -75,9 +75,10 @@ function inspect() {
     if (new Set([...range.getClientRects()].map((line) => line.top)).size > 1) cut.push(button.textContent);
   }
   const field = document.getElementById('search'), pen = document.createElement('canvas').getContext('2d');
-  pen.font = getComputedStyle(field).font;
+  const { fontSize, fontFamily } = getComputedStyle(field);
+  pen.font = `${fontSize} ${fontFamily}`;
   // Chromium keeps the place of the cross that clears it, as wide as the text is high.
-  if (pen.measureText(field.placeholder).width > field.clientWidth - 20 - parseFloat(pen.font.match(/([\d.]+)px/)[1])) cut.push(field.placeholder);
+  if (pen.measureText(field.placeholder).width > field.clientWidth - 20 - parseFloat(fontSize)) cut.push(field.placeholder);
   const root = document.scrollingElement;
   return {
     texts: texts.map(({ text, size, contrast, element }) => ({ text, size, contrast, where: element && `${element.tagName}.${element.className}` })),
@@ -104,17 +105,13 @@ function check(name, seen, width) {
 
 run(async (open) => {
   const [device] = process.argv.slice(3), options = { desktop: DESKTOP, phone: PHONE }[device];
-  await ask('traffic');
   if (shooting) {
-    for (let times = 0, page = await open(); times < 10; times += 1) {
-      await page.refreshed();
-      await ask('traffic');
-    }
+    const page = await open();
+    for (let times = 0; times < 10; times += 1) await page.refreshed();
   }
   const backgrounds = [];
   for (const colorScheme of ['light', 'dark']) {
     const name = `${device}-${colorScheme}`;
-    await ask('traffic');
     const page = await open({ ...options, colorScheme });
     await page.until('waits are shown', () => document.querySelector('#body .line .rate').textContent !== '0');
     await page.until('the lost upstream is shown', () => document.querySelector('#upstreams .badge.bad'));

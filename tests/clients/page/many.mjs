@@ -12,7 +12,7 @@ const place = (page) => page.look(() => document.getElementById('scroll').scroll
 
 run(async (open) => {
   const page = await open();
-  await ask('clients');
+  await ask('traffic');
   await page.until('all clients are counted', () => document.querySelector('#tiles').textContent.includes('31connected'));
   assert.equal(await count(page), '1,000');
   assert((await page.rows()).length < 60, 'only rows in sight are elements');
@@ -28,6 +28,7 @@ run(async (open) => {
   const last = (await page.rows()).slice(-5).map((row) => row.name);
   assert.deepEqual(last, ['t7', 't5', 't4', 't9', 't8']);
   await scrollTo(page, 0);
+  await page.until('rates are shown', () => [...document.querySelectorAll('#tiles .value')].every((tile) => !/^[0–]/.test(tile.textContent)));
   for (const [label, column] of [['Per second', '/s'], ['p50', 'p50'], ['Errors/s', 'errors']]) {
     await page.sort(label, 'descending');
     const rows = await page.rows();

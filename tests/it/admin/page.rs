@@ -5,7 +5,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::tenant;
 use crate::support::wire::command;
@@ -52,13 +54,40 @@ fn many(client: &mut Client, times: usize, args: &[&str]) {
     client.pipeline(&command(args).repeat(times), times);
 }
 
+/// Traffic that goes on until this is dropped, so that rates stay what they are however slow the machine is.
+struct Traffic(Option<Sender<()>>, Option<JoinHandle<()>>);
+
+impl Traffic {
+    fn start(mut act: impl FnMut() + Send + 'static) -> Self {
+        const EVERY: Duration = Duration::from_millis(250);
+        let (stop, stopped) = channel();
+        let again = move || stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout);
+        Self(
+            Some(stop),
+            Some(thread::spawn(move || {
+                while again() {
+                    act();
+                }
+            })),
+        )
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.0.take();
+        let ended = self.1.take().map(JoinHandle::join);
+        assert!(thread::panicking() || matches!(ended, Some(Ok(()))), "the traffic ended before the test");
+    }
+}
+
 #[test]
 fn it_shows_what_goes_on_as_text_and_talks_to_nobody_else() {
     let (redis, second) = (Redis::start(), Redis::start_with(free_addr(), &["--requirepass", "secret-6"]));
     is!(redis.client(), ["DEBUG", "POPULATE", "200000", "somebody"], "+OK\r\n");
     let config = format!(
         "[admin]\nslowlog_threshold = '0s'\n[tier]\nenabled = true\n[upstream.managed]\ndir = '<i>folder</i>'\n\
-         [upstreams.'second']\nurl = 'redis://:secret-6@{}'\n\
+         [upstreams.second]\nurl = 'redis://:secret-6@{}'\n\
          [tenants.acme]\npasswords = ['secret-1']\ntier = true\nlimits = {{ ops_per_second = 100000, connections = 9 }}\n\
          [tenants.beta]\npasswords = ['pw']\n[tenants.idle]\npasswords = ['secret-2']\n\
          [tenants.\"{HOSTILE}\"]\nprefix = 'hostile:'\nupstream = 'second'\npasswords = ['secret-3']\n",
@@ -73,26 +102,29 @@ fn it_shows_what_goes_on_as_text_and_talks_to_nobody_else() {
     is!(hostile, ["AUTH", HOSTILE, "secret-3"], "+OK\r\n");
     is!(hostile, ["CLIENT", "SETNAME", "<img/src=x/onerror=alert('secret-4')>"], "+OK\r\n");
     let mut scanning = tenant(&fence, "beta");
+    let mut goes_on = Some((acme, hostile));
+    let mut traffic = None;
     browse("live.mjs", fence.admin(), |word| match word {
         "traffic" => {
-            is!(acme, ["SET", "k", "secret-value"], "+OK\r\n");
-            many(&mut acme, 50, &["GET", "k"]);
-            many(&mut acme, 1, &["GET", "k"]);
-            many(&mut acme, 50, &["GET", "k"]);
-            is!(
-                beta,
-                ["SET", "<script>alert('secret-key')</script>", "<img src=x onerror=alert('secret-5')>"],
-                "+OK\r\n"
-            );
-            many(&mut beta, 30, &["LPUSH", "<script>alert('secret-key')</script>", "x"]);
+            let key = "<script>alert('secret-key')</script>";
+            is!(beta, ["SET", key, "<img src=x onerror=alert('secret-5')>"], "+OK\r\n");
+            many(&mut beta, 30, &["LPUSH", key, "x"]);
             let _ = call!(beta, "<b>NOSUCH</b>");
-            many(&mut hostile, 40, &["SET", "<img src=x onerror=alert('secret-key')>", "v"]);
+            let (mut acme, mut hostile) = goes_on.take().unwrap();
+            let mut beta = tenant(&fence, "beta");
+            is!(acme, ["SET", "k", "secret-value"], "+OK\r\n");
+            traffic = Some(Traffic::start(move || {
+                many(&mut acme, 100, &["GET", "k"]);
+                many(&mut beta, 30, &["GET", "k"]);
+                many(&mut hostile, 10, &["SET", "<img src=x onerror=alert('secret-key')>", "v"]);
+            }));
         }
-        "more" => many(&mut acme, 5000, &["GET", "k"]),
+        "more" => many(&mut beta, 10, &["LPUSH", "<script>alert('secret-key')</script>", "x"]),
         // Scoped work goes on as long as the client is there, whose replies nobody awaits.
         "scan" => scanning.send(&command(&["DBSIZE"]).repeat(500)),
         _ => panic!("{word}"),
     });
+    drop(traffic);
 }
 
 #[test]
@@ -103,16 +135,19 @@ fn a_thousand_tenants_can_be_searched_and_sorted_and_nothing_moves() {
         writeln!(config, "[tenants.t{n}]\npasswords = ['pw']").unwrap();
     }
     let fence = Fence::with_admin(redis.addr(), &config, &[]);
-    let mut clients: Vec<Client> = Vec::new();
+    let mut traffic = None;
     browse("many.mjs", fence.admin(), |word| {
-        assert_eq!(word, "clients");
-        for (name, count, commands) in [("t4", 7, 3000), ("t5", 3, 900), ("t7", 2, 0), ("t8", 10, 200), ("t9", 9, 20)] {
-            clients.extend((0..count).map(|_| tenant(&fence, name)));
-            let client = clients.last_mut().unwrap();
-            many(client, commands, &["GET", "k"]);
-            many(client, commands / 10, &["NOSUCH"]);
-        }
+        assert_eq!(word, "traffic");
+        let busy = [("t4", 7, 300), ("t5", 3, 90), ("t7", 2, 0), ("t8", 10, 30), ("t9", 9, 10)];
+        let mut clients = busy.map(|(name, count, _)| (0..count).map(|_| tenant(&fence, name)).collect::<Vec<_>>());
+        traffic = Some(Traffic::start(move || {
+            for (clients, (_, _, commands)) in clients.iter_mut().zip(busy) {
+                many(&mut clients[0], commands, &["GET", "k"]);
+                many(&mut clients[0], commands / 10, &["NOSUCH"]);
+            }
+        }));
     });
+    drop(traffic);
 }
 
 /// Everything that the page can show at once: tenants within and past their limits, names of all lengths, errors, an upstream that is
@@ -140,14 +175,15 @@ fn looks(device: &str) {
     archive.signal("STOP");
     let mut scanning = tenant(&fence, "old");
     scanning.send(&command(&["DBSIZE"]));
-    browse_with("looks.mjs", fence.admin(), &[device], |word| {
-        assert_eq!(word, "traffic");
+    let traffic = Traffic::start(move || {
         for (n, client) in clients.iter_mut().enumerate() {
-            is!(client, ["SET", "k", "v"], "+OK\r\n");
-            many(client, 20 * (n + 1), &["GET", "k"]);
-            many(client, n, &["LPUSH", "k", "v"]);
+            many(client, 1, &["SET", "k", "v"]);
+            many(client, 3 * (n + 1), &["GET", "k"]);
+            many(client, n / 2, &["LPUSH", "k", "v"]);
         }
     });
+    browse_with("looks.mjs", fence.admin(), &[device], |word| panic!("{word}"));
+    drop(traffic);
 }
 
 #[test]
