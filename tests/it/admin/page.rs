@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -55,12 +55,12 @@ fn many(client: &mut Client, times: usize, args: &[&str]) {
 }
 
 /// Traffic that goes on until this is dropped, so that rates stay what they are however slow the machine is.
-struct Traffic(Option<Sender<()>>, Option<JoinHandle<()>>);
+struct Traffic(Option<SyncSender<()>>, Option<JoinHandle<()>>);
 
 impl Traffic {
     fn start(mut act: impl FnMut() + Send + 'static) -> Self {
         const EVERY: Duration = Duration::from_millis(250);
-        let (stop, stopped) = channel();
+        let (stop, stopped) = sync_channel(0);
         let again = move || stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout);
         Self(
             Some(stop),
