@@ -7,7 +7,7 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
 help:
 	@echo "make run    start keyfence and a private Redis behind it, on 127.0.0.1:6380"
-	@echo "make test   all tests; installs redis-server and the client libraries if they are absent"
+	@echo "make test   all tests; installs redis-server, chromium and the client libraries if they are absent"
 	@echo "make lint   formatting, clippy, documentation, licences and sources of the dependencies"
 	@echo "make bench  the benchmarks, and beside other proxies; writes docs/performance.md, takes about half an hour"
 
@@ -18,6 +18,7 @@ run:
 test:
 	@tools/ensure-redis.sh
 	@tools/ensure-clients.sh
+	@tools/ensure-browser.sh
 	@tools/ensure-modules.sh >/dev/null || [ $$? = 69 ]
 ifdef NEXTEST
 	$(CARGO) nextest run --locked
