@@ -34,7 +34,7 @@ STOPSIGNAL SIGTERM
 # Is the process alive? Not whether the upstream is: restarting keyfence mends no upstream. The image has no HTTP client, and bash can do it. It asks where
 # [admin] listen is by default, which 0.0.0.0:9180 includes; with another port give --health-cmd, with admin.listen = "" --no-healthcheck.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9180 && printf 'GET /healthz HTTP/1.0\\r\\nHost: 127.0.0.1\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9180 && printf 'GET /healthz HTTP/1.0\\r\\nHost: 127.0.0.1\\r\\n\\r\\n' >&3 && read -r -t 2 _ status _ <&3 && [ \"$status\" = 200 ]"]
 
 ENTRYPOINT ["keyfence"]
 CMD ["run"]

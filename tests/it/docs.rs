@@ -28,6 +28,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/install.md", "cargo install --locked cargo-deb", "builds a release, and installs a package as root"),
     ("docs/install.md", "sudoedit /etc/keyfence/config.toml", "needs root, an editor and systemd"),
     ("docs/install.md", "cargo build --release --locked", "builds a release, and installs files as root"),
+    ("docs/install.md", "sudo systemctl stop keyfence", "needs root and systemd"),
     ("docs/install.md", "kubectl apply -f dist/kubernetes/", "needs a cluster"),
 ];
 

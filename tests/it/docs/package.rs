@@ -1,5 +1,6 @@
 //! What is in dist/, and the Debian package's metadata in Cargo.toml: what it wants to pack is there (`cargo deb` finds out last, after a release
 //! build), and the settings of the examples are settings.
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -46,6 +47,36 @@ fn what_is_packed_is_there() {
     for page in unit.split_whitespace().filter_map(|word| word.strip_prefix("file:///usr/share/doc/keyfence/")) {
         assert!(is_there(&root.join("docs"), page), "the unit names {page}");
     }
+}
+
+#[test]
+fn the_scripts_of_the_package_are_scripts() {
+    let folder = super::root().join("dist/debian");
+    for name in ["postinst", "postrm"] {
+        let path = folder.join(name);
+        let parsed = Command::new("sh").arg("-n").arg(&path).output().unwrap();
+        assert!(parsed.status.success(), "{name}: {parsed:?}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().any(|line| line == "#DEBHELPER#"), "{name}: what cargo-deb adds has no place");
+        assert!(path.metadata().unwrap().permissions().mode() & 0o111 != 0, "{name} cannot be run");
+    }
+}
+
+/// The files that shells read complete what this program says; bash is here to be asked.
+#[test]
+fn the_completions_are_those_of_the_program() {
+    let folder = super::root().join("dist/completions");
+    for (file, shell) in [("keyfence.bash", "bash"), ("_keyfence", "zsh"), ("keyfence.fish", "fish")] {
+        let text = std::fs::read_to_string(folder.join(file)).unwrap();
+        assert!(text.contains(&format!("keyfence completions {shell}")), "{file}");
+        let said = Command::new(env!("CARGO_BIN_EXE_keyfence")).args(["completions", shell]).output().unwrap();
+        assert!(said.status.success() && !said.stdout.is_empty(), "{shell}");
+    }
+    let program = Path::new(env!("CARGO_BIN_EXE_keyfence")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let typed = r#"source keyfence.bash; COMP_WORDS=(keyfence hash-p) COMP_CWORD=1; _keyfence keyfence hash-p keyfence; echo "${COMPREPLY[@]}""#;
+    let completed = Command::new("bash").args(["-c", typed]).env("PATH", path).current_dir(&folder).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&completed.stdout), "hash-password\n", "{completed:?}");
 }
 
 /// The lines below `key: |` of a YAML file, without their indentation.
