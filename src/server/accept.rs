@@ -138,7 +138,7 @@ pub(super) fn work(
                 changed = leaving.changed() => if changed.is_err() { break false },
             }
         };
-        if !empty {
+        if !empty && sessions.count.get() > 0 {
             tracing::warn!(
                 clients = sessions.count.get(),
                 "clients still connected at the end of the grace period: disconnected"
