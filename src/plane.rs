@@ -14,7 +14,7 @@ use crate::{
     scripts::kill::Lost,
     tenant::Scripts,
     upstream::{
-        Logins, Site,
+        Logins, Site, Target,
         control::{self, Control, PROBE_EVERY},
         wall::{Standing, WallError, Walled},
     },
@@ -27,6 +27,8 @@ const PROBE_AGAIN: Duration = Duration::from_secs(30);
 const CHECK: Duration = Duration::from_secs(1);
 /// From one raising of the wall after a refused login to the next, at least.
 const RAISE_AGAIN: Duration = Duration::from_millis(500);
+/// An upstream that takes longer to answer a PING is not up, however long its clients are willing to wait.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Longest that one look or one raising may take.
 const RAISE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -144,9 +146,11 @@ async fn rebuild(shared: &Shared, site: &Arc<Site>) {
     }
 }
 
-/// Asks it every second whether it answers: an error is an answer, one of a server that is busy with a script, say.
+/// Asks it every second whether it answers, which takes [`ANSWER_WITHIN`] at the most: an error is an answer, one of a server that is busy with a
+/// script, say.
 async fn feel(site: &Site) {
-    let control = Control::new(site.target.clone());
+    let socket_timeout = site.target.socket_timeout.min(ANSWER_WITHIN);
+    let control = Control::new(Target { socket_timeout, ..site.target.clone() });
     let mut every = interval(CHECK);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -5,7 +5,9 @@ mod stop;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::scripted::{Act, Scripted};
 use crate::support::{Client, Fence, HANG, Redis, free_addr, http};
 use crate::{call, is};
 
@@ -60,6 +62,22 @@ fn it_only_reads_and_only_for_this_machine() {
     assert_eq!(ask("GET /healthz HTTP/1.0\n\n").status, 200);
     let head = ask("HEAD /api/status HTTP/1.1\nhost: localhost\nconnection: close\n\n");
     assert_eq!((head.status, &*head.body), (200, ""));
+}
+
+#[test]
+fn an_upstream_that_hangs_is_not_up_however_patient_its_clients_are() {
+    static HANGS: AtomicBool = AtomicBool::new(false);
+    let redis = Redis::start();
+    let between = Scripted::start(redis.addr(), |request| match &request[0][..] {
+        b"PING" if HANGS.load(Ordering::Relaxed) => Act::Silence,
+        _ => Act::Forward,
+    });
+    let fence = Fence::with_admin(between.addr(), &format!("[upstream]\nsocket_timeout = '1h'\n{TENANTS}"), &[]);
+    http::until(fence.admin(), "/readyz", |r| r.status == 200);
+    HANGS.store(true, Ordering::Relaxed);
+    http::until(fence.admin(), "/readyz", |r| r.status == 503);
+    HANGS.store(false, Ordering::Relaxed);
+    http::until(fence.admin(), "/readyz", |r| r.status == 200);
 }
 
 #[test]
