@@ -8,15 +8,14 @@ use std::{
     pin::Pin,
     sync::LazyLock,
     task::{Context, Poll, ready},
-    thread::available_parallelism,
+    thread::{Builder, available_parallelism},
 };
 
 use rustls::{Connection, ServerConnection};
 use tokio::{
     io::{AsyncRead as _, ReadBuf},
     net::TcpStream,
-    sync::Semaphore,
-    task::spawn_blocking,
+    sync::{Semaphore, oneshot},
 };
 
 /// Bytes of a record that may have arrived before the rest of it: the longest on the wire, with its header and the room that a cipher may add
@@ -126,13 +125,15 @@ async fn compute_aside(tls: Connection, turns: &Semaphore, wanted: impl Fn() -> 
     if !wanted() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let computing = spawn_blocking(move || {
+    let (tell, told) = oneshot::channel();
+    // A thread that cannot be had costs this connection; a pool of the runtime's would panic.
+    Builder::new().name("handshake".into()).spawn(move || {
         let computed = compute(tls);
         // Not before, though nobody should wait for it any more.
         drop(thread);
-        computed
-    });
-    computing.await.map_err(io::Error::other)
+        let _ = tell.send(computed);
+    })?;
+    told.await.map_err(io::Error::other)
 }
 
 impl Stream {
@@ -277,7 +278,7 @@ mod tests {
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     };
-    use tokio::runtime::Builder;
+    use tokio::runtime::Builder as Runtime;
 
     use super::*;
 
@@ -328,7 +329,7 @@ mod tests {
             let _ = io::copy(&mut stream.sock, &mut io::sink());
         });
         let stream = accept(&listener);
-        let read = Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
+        let read = Runtime::new_current_thread().enable_io().build().unwrap().block_on(async {
             let tls = ServerConnection::new(Arc::new(ours)).unwrap();
             let (mut all, mut buf) = (Vec::new(), vec![0; buf]);
             let stream = match Stream::shake_hands(TcpStream::from_std(stream).unwrap(), tls.into(), None).await {
@@ -391,7 +392,7 @@ mod tests {
             })
             .collect();
         let accepted: Vec<_> = clients.iter().map(|_| accept(&listener)).collect();
-        Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
+        Runtime::new_current_thread().enable_io().build().unwrap().block_on(async {
             let all = accepted.into_iter().map(|stream| {
                 let tls = ServerConnection::new(Arc::clone(&ours)).unwrap();
                 Stream::shake_hands(TcpStream::from_std(stream).unwrap(), tls.into(), Some(&turns))
@@ -415,7 +416,7 @@ mod tests {
         let mut client = connect(theirs, listener.local_addr().unwrap());
         client.conn.write_tls(&mut client.sock).unwrap();
         let stream = accept(&listener);
-        Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
+        Runtime::new_current_thread().enable_io().build().unwrap().block_on(async {
             let tls = ServerConnection::new(ours).unwrap();
             let mut shaken =
                 Box::pin(Stream::shake_hands(TcpStream::from_std(stream).unwrap(), tls.into(), Some(&turns)));
