@@ -55,7 +55,8 @@ impl LastWords {
         loop {
             let mut others = shared.clients.all();
             others.retain(|client| !client.listens());
-            others.iter().for_each(|client| client.alarm.drain());
+            // Once each: it wakes them.
+            others.iter().filter(|client| !client.alarm.leaving()).for_each(|client| client.alarm.drain());
             if others.is_empty() || Instant::now() >= until {
                 break;
             }
