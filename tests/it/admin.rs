@@ -3,7 +3,7 @@ mod metrics;
 mod page;
 mod stop;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -95,6 +95,10 @@ fn it_bounds_who_asks() {
     let mut one_more = TcpStream::connect(fence.admin()).unwrap();
     one_more.set_read_timeout(Some(HANG)).unwrap();
     assert_eq!(one_more.read(&mut [0; 16]).unwrap_or(0), 0);
+    // At once, not for its silence: those who came before it have their places still.
+    silent[0].set_nonblocking(true).unwrap();
+    assert_eq!(silent[0].read(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    silent[0].set_nonblocking(false).unwrap();
     let mut client = tenant(&fence, "acme");
     is!(client, ["SET", "k", "v"], "+OK\r\n");
     for stream in &mut silent {
