@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use crate::{
     config::{AuthMode, Config, Tenant},
     error::UpstreamError,
+    server::Failure,
     walk::{Report, Walk, counted},
 };
 
@@ -32,7 +33,7 @@ enum Fate {
 ///
 /// # Errors
 /// A sentence: the upstream cannot be reached or fails. Doing it again goes on where it ended.
-pub async fn adopt(config: &Config, tenant: &Tenant, pattern: &[u8], dry_run: bool) -> Result<Report, String> {
+pub async fn adopt(config: &Config, tenant: &Tenant, pattern: &[u8], dry_run: bool) -> Result<Report, Failure> {
     let prefix = tenant.prefix.as_bytes();
     let walk = Walk::open(config, tenant).await?;
     let (mut moved, mut owned) = (0u64, 0u64);

@@ -112,10 +112,10 @@ fn main() -> ExitCode {
                     format!("tenant '{}' has no prefix: the keys there are its own", tenant.name),
                 ));
             }
-            adopt::adopt(&config, &tenant, pattern.as_bytes(), dry_run).await.map_err(|e| (EXIT_UNAVAILABLE, e))
+            adopt::adopt(&config, &tenant, pattern.as_bytes(), dry_run).await.map_err(|e| status(&e, EXIT_UNAVAILABLE))
         }),
         Command::Purge { tenant } => on_tenant(&config, &tenant, async |tenant| {
-            purge::purge(&config, &tenant).await.map_err(|e| (EXIT_UNAVAILABLE, e))
+            purge::purge(&config, &tenant).await.map_err(|e| status(&e, EXIT_UNAVAILABLE))
         }),
         Command::Run
         | Command::Commands { .. }

@@ -5,6 +5,7 @@ use crate::{
     error::UpstreamError,
     glob,
     scripts::functions::manage,
+    server::Failure,
     walk::{Report, Walk, counted},
 };
 
@@ -12,7 +13,7 @@ use crate::{
 ///
 /// # Errors
 /// A sentence: the upstream cannot be reached or fails. Doing it again goes on where it ended.
-pub async fn purge(config: &Config, tenant: &Tenant) -> Result<Report, String> {
+pub async fn purge(config: &Config, tenant: &Tenant) -> Result<Report, Failure> {
     let prefix = tenant.prefix.as_bytes();
     let walk = Walk::open(config, tenant).await?;
     let mut deleted = 0u64;

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::{
     config::{Config, Endpoint, Tenant},
     error::UpstreamError,
-    server,
+    server::{self, Failure},
     upstream::{Target, control::Control, managed},
 };
 
@@ -43,7 +43,7 @@ impl Walk {
     ///
     /// # Errors
     /// A sentence: it cannot be reached.
-    pub async fn open(config: &Config, tenant: &Tenant) -> Result<Self, String> {
+    pub async fn open(config: &Config, tenant: &Tenant) -> Result<Self, Failure> {
         let mut upstream =
             config.upstream(&tenant.upstream).ok_or_else(|| format!("no upstream '{}'", tenant.upstream))?.clone();
         if let Endpoint::Managed { dir, .. } = &upstream.endpoint
@@ -51,7 +51,7 @@ impl Walk {
         {
             upstream.endpoint = Endpoint::Unix(socket);
         }
-        let (target, child) = server::upstream(&upstream, None).await.map_err(|e| e.to_string())?;
+        let (target, child) = server::upstream(&upstream, None).await?;
         // Shown on a terminal only.
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}%  {msg}") {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// From module to modules, sorted. See "Layers" in docs/architecture.md.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("admin", &["command", "config", "metrics", "tenant", "tier", "upstream", "worker"]),
-    ("adopt", &["config", "error", "walk"]),
+    ("adopt", &["config", "error", "server", "walk"]),
     (
         "big",
         &[
@@ -93,7 +93,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("purge", &["config", "error", "glob", "scripts", "walk"]),
+    ("purge", &["config", "error", "glob", "scripts", "server", "walk"]),
     (
         "reload",
         &[

@@ -257,6 +257,20 @@ fn hash_password_reads_a_line_and_prints_its_hash() {
 }
 
 #[test]
+fn a_certificate_that_cannot_be_read_is_a_wrong_setting_to_every_command() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let settings = "[upstream]\nurl = 'rediss://127.0.0.1:1'\ntls = { ca_file = 'none.pem' }\n";
+    std::fs::write(dir.path().join("config.toml"), settings).expect("settings");
+    for command in
+        [&["check"][..], &["adopt", "--tenant", "default", "--match", "*"], &["purge", "--tenant", "default"]]
+    {
+        let (status, _, error) = said(&run(dir.path(), command));
+        assert_eq!(status, Some(64), "{command:?}: {error}");
+        assert!(error.contains("none.pem"), "{command:?}: {error}");
+    }
+}
+
+#[test]
 fn a_managed_upstream_is_used_whether_or_not_it_runs() {
     let dir = tempfile::tempdir().expect("a folder");
     let purge = || said(&run(dir.path(), &["purge", "--tenant", "default", "--upstream", "managed"]));
