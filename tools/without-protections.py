@@ -170,7 +170,7 @@ def main():
             run = subprocess.run(
                 ["cargo", "nextest", "run", "--locked", "--target-dir", str(copy.parent / "build"), "-E", f"test(/{tests}/)"],
                 cwd=copy, capture_output=True, text=True, env={**__import__("os").environ, "RUSTFLAGS": "--cap-lints allow"})
-            failed = sorted({line.split("keyfence::")[-1].split()[-1] for line in run.stderr.split("\n") if " FAIL [" in line or " TIMEOUT [" in line})
+            failed = sorted({line.split("keyfence::")[-1].split()[-1] for line in run.stderr.split("\n") if any(f" {end} [" in line for end in ("FAIL", "TIMEOUT", "SIGABRT"))})
             if run.returncode == 100 and failed:
                 print(f"{name}: noticed by {len(failed)}: {', '.join(failed[:3])}", flush=True)
             else:
