@@ -236,7 +236,7 @@ fn a_managed_server_goes_on_when_what_is_said_of_it_changes() {
             "[upstream]\nurl = \"managed\"\nmanaged.dir = \"{dir}\"\n{further}\n[tenants.a]\npasswords = [\"pa\"]\n"
         )
     };
-    let fence = Fence::plain(&with("managed.save = \"\""));
+    let mut fence = Fence::plain(&with("managed.save = \"\""));
     // Nothing is saved: only the same process still knows the key.
     assert_eq!(login(&fence, "a", "pa").call(&[b"SET", b"k", b"v"]), b"+OK\r\n");
     for further in
@@ -254,4 +254,6 @@ fn a_managed_server_goes_on_when_what_is_said_of_it_changes() {
     assert_eq!(login(&fence, "a", "pa").call(&[b"GET", b"k"]), b"$-1\r\n");
     assert!(UnixStream::connect(other.path().join("keyfence.sock")).is_ok());
     assert!(UnixStream::connect(dir.path().join("keyfence.sock")).is_err());
+    // In order: a server outlives a keyfence that is killed.
+    assert!(fence.stop().success());
 }
