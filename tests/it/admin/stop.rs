@@ -17,12 +17,16 @@ fn ended(client: &mut crate::support::Client) -> bool {
     matches!(client.stream().read(&mut buf), Ok(0))
 }
 
+fn never_answers_get(redis: &Redis) -> Scripted {
+    Scripted::start(redis.addr(), |request| {
+        if request.first().is_some_and(|word| word.eq_ignore_ascii_case(b"GET")) { Act::Silence } else { Act::Forward }
+    })
+}
+
 #[test]
 fn a_drain_answers_what_is_in_flight_and_takes_nothing_new() {
     let redis = Redis::start();
-    let silent = Scripted::start(redis.addr(), |request| {
-        if request.first().is_some_and(|word| word.eq_ignore_ascii_case(b"GET")) { Act::Silence } else { Act::Forward }
-    });
+    let silent = never_answers_get(&redis);
     let config = format!("shutdown_grace = '2s'\n{TENANTS}");
     let mut fence = Fence::with_admin(silent.addr(), &config, &["--workers", "1"]);
     http::until(fence.admin(), "/readyz", |r| r.status == 200);
@@ -74,9 +78,7 @@ fn a_reply_that_comes_in_time_is_delivered() {
 #[test]
 fn a_second_signal_ends_the_grace() {
     let redis = Redis::start();
-    let silent = Scripted::start(redis.addr(), |request| {
-        if request.first().is_some_and(|word| word.eq_ignore_ascii_case(b"GET")) { Act::Silence } else { Act::Forward }
-    });
+    let silent = never_answers_get(&redis);
     let config = format!("shutdown_grace = '1h'\n[upstream]\nsocket_timeout = '1h'\n{TENANTS}");
     let mut fence = Fence::with_admin(silent.addr(), &config, &["--workers", "2"]);
     let mut owed = tenant(&fence, "acme");
